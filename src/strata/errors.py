@@ -1,0 +1,39 @@
+"""The exceptions that a user can meet. Each message is one sentence or two: the setting, the rule, what was given, the way out."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can mend: a setting, a file, a text. The command line prints it without a traceback and exits with 2."""
+
+
+class MissingExtraError(UserError):
+    """A library that an optional feature needs is not installed.
+
+    Args:
+        library: the import name of the library that is missing, e.g. ``"datasets"``.
+        extra: the extra of this package that brings it, e.g. ``"data"``.
+        purpose: what it is needed for, as the subject of a sentence, e.g. ``"Reading Hugging Face datasets"``.
+    """
+
+    def __init__(self, library: str, *, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the library `{library}`. Install it with `pip install 'strata-sae[{extra}]'`.")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error sentence on an unknown name: the nearest known one if there is one near, and all of them if they are few.
+
+    Args:
+        name: what was given.
+        known: the names that would have been right.
+
+    Returns:
+        Text that starts with a space or is empty, e.g. ``" Did you mean 'layers.3'? Known are: 'layers.0', 'layers.1'."``.
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join(repr(n) for n in names[:12])
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"{guess} Known are: {shown}{more}." if names else guess
