@@ -1,0 +1,43 @@
+"""What holds for every test: no network, few threads, a fixed seed, and which tests this machine cannot run."""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+
+import pytest
+
+NETWORK = os.environ.get("STRATA_TEST_NETWORK") == "1"
+
+# Before transformers or datasets are imported: they read these once.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if not NETWORK:
+    _CACHE = tempfile.mkdtemp(prefix="strata-tests-")
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HOME=_CACHE)
+
+import torch  # noqa: E402 - after the environment is set
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_unconfigure() -> None:
+    if not NETWORK:
+        shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    lacking = {
+        "gpu": None if torch.cuda.is_available() else "no CUDA device here",
+        "network": None if NETWORK else "set STRATA_TEST_NETWORK=1 to let tests fetch things",
+        "saelens": None if importlib.util.find_spec("sae_lens") else "the extra `saelens` is not installed",
+    }
+    for item in items:
+        for marker, reason in lacking.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Every test starts from the same random numbers, whichever tests ran before it."""
+    torch.manual_seed(0)
