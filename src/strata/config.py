@@ -1,0 +1,157 @@
+"""What a run is: frozen descriptions, checked when they are made and never rewritten."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from strata.durations import Duration
+from strata.errors import UserError
+
+Auto = Literal["auto"]
+
+
+def _require(ok: bool, setting: str, rule: str, given: object, way_out: str) -> None:
+    if not ok:
+        raise UserError(f"`{setting}` must {rule}. Got {given}. {way_out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEConfig:
+    """One sparse autoencoder and how it is trained. The defaults are backed by docs/LOG.md."""
+
+    architecture: Literal["topk"] = "topk"
+    """The gate: "topk" keeps the k largest pre-activations of every row (Gao et al. 2024)."""
+    expansion_factor: int = 16
+    """Latents per dimension of the site: d_sae = expansion_factor · d_in."""
+    k: int = 32
+    """Active latents per row (L0), in [1, d_sae]."""
+    num_epochs: int = 1
+    """Passes over the text or the collected activations."""
+    batch_size: int = 4096
+    """Rows (activation vectors) per step and SAE."""
+    text_batch_size: int = 32
+    """Packed sequences per language-model forward (streaming and collecting)."""
+    lr: float | Auto = "auto"
+    """Peak learning rate of Adam; "auto" chooses it from width and batch size (see strata.sae.optim.auto_learning_rate)."""
+    warmup: str = "5%"
+    """Linear warm-up from 0, as a duration: "5%", "200 steps", "1M tokens"."""
+    decay: str = "30%"
+    """Linear decay to 0 at the end of the run, as a duration."""
+    revival: Literal["auto", "auxk", "ghost", "none"] = "auto"
+    """What brings dead latents back: "auxk" (Gao et al. 2024), "ghost" (Jermyn & Templeton 2024) or "none"; "auto" is "auxk"."""
+    use_ghost_grads: bool = False
+    """The same as revival="ghost"."""
+    revival_coefficient: float = 1.0
+    """Weight of the AuxK term (the paper: 1/32). Ghost gradients scale themselves."""
+    dead_feature_window: int | Auto = "auto"
+    """Steps without firing after which a latent counts as dead; "auto" is 1000 or a quarter of the run, whichever is less."""
+    seed: int = 0
+    """Seed of the initial weights and of the shuffling."""
+
+    def __post_init__(self) -> None:
+        for name in ("expansion_factor", "k", "num_epochs", "batch_size", "text_batch_size"):
+            value = getattr(self, name)
+            _require(value >= 1, f"SAEConfig.{name}", "be at least 1", value, "Give a positive number.")
+        if self.lr != "auto":
+            _require(self.lr > 0, "SAEConfig.lr", "be above 0", self.lr, 'Give a learning rate such as 1e-3, or "auto".')
+        if self.dead_feature_window != "auto":
+            window = self.dead_feature_window
+            _require(window >= 1, "SAEConfig.dead_feature_window", "be at least 1 step", window, 'Or give "auto".')
+        _require(
+            self.revival_coefficient >= 0,
+            "SAEConfig.revival_coefficient",
+            "be at least 0",
+            self.revival_coefficient,
+            'To switch revival off give revival="none".',
+        )
+        contradiction = self.use_ghost_grads and self.revival in ("auxk", "none")
+        _require(
+            not contradiction,
+            "SAEConfig.revival",
+            'be "ghost" or "auto" when use_ghost_grads=True',
+            repr(self.revival),
+            "Leave one of the two out.",
+        )
+        Duration.parse(self.warmup, setting="SAEConfig.warmup")
+        Duration.parse(self.decay, setting="SAEConfig.decay")
+
+    def d_sae(self, d_in: int) -> int:
+        """Latents of an SAE on activations of width d_in.
+
+        Raises:
+            UserError: k is larger than that.
+        """
+        d_sae = self.expansion_factor * d_in
+        _require(
+            self.k <= d_sae, "SAEConfig.k", "be in [1, d_sae]", f"k={self.k} with d_sae={d_sae}", "Lower k or widen the SAE."
+        )
+        return d_sae
+
+    def revival_method(self) -> Literal["auxk", "ghost", "none"]:
+        """The revival method that the two fields choose together."""
+        if self.use_ghost_grads:
+            return "ghost"
+        return "auxk" if self.revival == "auto" else self.revival
+
+    def window_steps(self, n_steps: int) -> int:
+        """Steps without firing after which a latent is dead, in a run of n_steps."""
+        if self.dead_feature_window == "auto":
+            return max(1, min(1000, n_steps // 4))
+        return self.dead_feature_window
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run from text to a folder of SAEs: what `strata train` does."""
+
+    model: str = "demo"
+    """The language model: "demo" (embedded), a Hugging Face id, or a local folder."""
+    data: str = "stdlib"
+    """The text: "stdlib" (the Python standard library's source), a file or folder (txt, jsonl, parquet), or a Hugging Face dataset id."""
+    sites: tuple[str, ...] = ("middle",)
+    """Where to read activations, e.g. layers.6 layers.6.mlp; "middle" is the middle layer, "all" every layer."""
+    n_tokens: int | Literal["all"] = "all"
+    """Rows of each site to train on in one epoch; "all" is the whole text (counted first). A shorter text is read again."""
+    context_tokens: int = 256
+    """Length of the packed sequences, in tokens."""
+    buffer_tokens: int = 65_536
+    """Rows per site in the shuffle buffer; at least 2 batches."""
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    """The SAEs, one per site."""
+    out: Path | Auto = "auto"
+    """Run folder; "auto" is runs/<model>-<data>."""
+    resume: bool = False
+    """Go on from the last checkpoint of the run folder."""
+    overwrite: bool = False
+    """Delete a run folder that exists already."""
+    device: str = "auto"
+    """"auto" (CUDA where there is one), "cpu", "cuda", "cuda:1"."""
+    lm_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the language model's forward; "auto" is bf16 where the hardware multiplies it fast."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+    held_out_tokens: int = 32_768
+    """Tokens of held-out documents on which the SAEs are evaluated."""
+    log_every_steps: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    checkpoint_every_steps: int = 500
+    """Steps between two checkpoints; only the last one is kept."""
+    report: bool = True
+    """Evaluate on held-out text and write report/index.html at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("buffer_tokens", "held_out_tokens", "log_every_steps", "checkpoint_every_steps"):
+            value = getattr(self, name)
+            _require(value >= 1, name, "be at least 1", value, "Give a positive number.")
+        _require(self.context_tokens >= 2, "context_tokens", "be at least 2", self.context_tokens, "128 to 1024 is usual.")
+        if self.n_tokens != "all":
+            rule = f"be at least one batch of {self.sae.batch_size} rows"
+            _require(self.n_tokens >= self.sae.batch_size, "n_tokens", rule, self.n_tokens, "Lower sae.batch_size.")
+        _require(bool(self.sites), "sites", "name at least one site", "none", 'Give e.g. layers.3, or "all".')
+        _require(not (self.resume and self.overwrite), "resume", "not be given with overwrite", "both", "Choose one.")
+
+    def folder(self) -> Path:
+        """The run folder: `out`, or runs/<model>-<data> made from their last path components."""
+        if self.out != "auto":
+            return Path(self.out)
+        return Path("runs") / f"{Path(self.model).name}-{Path(self.data).stem}"

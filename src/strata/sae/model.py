@@ -1,0 +1,120 @@
+"""The sparse autoencoder as it is used: weights in the language model's own scale, encode and decode."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from strata.errors import UserError
+from strata.kernels import pytorch as kernels
+from strata.sae.gates import TopK
+from strata.shapes import SparseCode
+
+
+class SAE(nn.Module):
+    """A sparse autoencoder on raw activations: code = gate((x − b_dec) W_enc + b_enc), x̂ = code W_dec + b_dec.
+
+    The normalisation of training is folded into the biases (design, section 5), so that nothing but these tensors is needed.
+    Decoder rows have unit norm. Parameters do not require gradients; to fine-tune use ``strata.Trainer(config, init=sae)``.
+
+    Attributes:
+        W_enc: [d_in d_sae].
+        b_enc: [d_sae].
+        W_dec: [d_sae d_in], rows are feature directions.
+        b_dec: [d_in].
+        gate: the nonlinearity.
+        metadata: where the SAE comes from (model, site, run), JSON-able; saved with it.
+    """
+
+    def __init__(
+        self,
+        *,
+        W_enc: Float[Tensor, "d_in d_sae"],
+        b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_in"],
+        b_dec: Float[Tensor, " d_in"],
+        gate: TopK,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.W_enc = nn.Parameter(W_enc, requires_grad=False)
+        self.b_enc = nn.Parameter(b_enc, requires_grad=False)
+        self.W_dec = nn.Parameter(W_dec, requires_grad=False)
+        self.b_dec = nn.Parameter(b_dec, requires_grad=False)
+        self.gate = gate
+        self.metadata = dict(metadata or {})
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return self.W_enc.shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.W_enc.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.W_enc.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and of what encode and decode return."""
+        return self.W_enc.dtype
+
+    def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_sae"]:
+        """Latents of x, dense, of any leading shape; differentiable with respect to x."""
+        if torch.is_grad_enabled() and (x.requires_grad or self.W_enc.requires_grad):
+            return self.gate.dense((x.to(self.dtype) - self.b_dec) @ self.W_enc + self.b_enc)
+        return self.encode_sparse(x).dense()
+
+    @torch.no_grad()
+    def encode_sparse(self, x: Float[Tensor, "*rows d_in"]) -> SparseCode:
+        """The same latents as (values, indices), [*rows k] each, without holding [rows d_sae]; no gradient."""
+        self._check_width(x)
+        flat = x.reshape(-1, self.d_in).to(self.dtype) - self.b_dec
+        code = self.gate.select(flat, self.W_enc.t().contiguous(), self.b_enc, score_dtype=self.dtype)
+        shape = (*x.shape[:-1], code.values.shape[-1])
+        return SparseCode(code.values.view(shape), code.indices.view(shape), code.d_sae)
+
+    def decode(self, latents: Float[Tensor, "*rows d_sae"] | SparseCode) -> Float[Tensor, "*rows d_in"]:
+        """Reconstruction from dense latents or from a sparse code."""
+        if isinstance(latents, SparseCode):
+            k = latents.values.shape[-1]
+            flat = kernels.decode(latents.values.reshape(-1, k), latents.indices.reshape(-1, k), self.W_dec)
+            return flat.view(*latents.values.shape[:-1], self.d_in) + self.b_dec
+        return latents @ self.W_dec + self.b_dec
+
+    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_in"]:
+        """Reconstruction of x."""
+        if torch.is_grad_enabled() and (x.requires_grad or self.W_enc.requires_grad):
+            return self.decode(self.encode(x))
+        return self.decode(self.encode_sparse(x))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the SAE as a SAELens folder: cfg.json and sae_weights.safetensors (see strata.formats.saelens)."""
+        from strata.formats import saelens
+
+        saelens.save(self, Path(folder))
+
+    @staticmethod
+    def load(folder: str | Path) -> "SAE":
+        """Read an SAE from a SAELens folder (see strata.formats.saelens).
+
+        Raises:
+            UserError: the folder or a file in it is missing or is no TopK SAE.
+        """
+        from strata.formats import saelens
+
+        return saelens.load(Path(folder))
+
+    def _check_width(self, x: Tensor) -> None:
+        if x.shape[-1] != self.d_in:
+            raise UserError(
+                f"Activations must have the SAE's width in their last dimension. Got {tuple(x.shape)} with d_in={self.d_in}."
+                " Was the SAE trained at another site or model?"
+            )

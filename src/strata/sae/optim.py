@@ -1,0 +1,77 @@
+"""Learning rate and schedule."""
+
+import torch
+
+from strata.config import SAEConfig
+from strata.durations import Duration
+
+# Peak learning rate of Adam at 16,384 latents and 4,096 rows per step, by the grid in docs/LOG.md.
+_BASE_LR = 3.7e-3
+_BASE_LATENTS = 2**14
+_BASE_ROWS = 4096
+
+
+def auto_learning_rate(*, d_sae: int, batch_size: int) -> float:
+    """Peak learning rate when none is given: 3.7e-3 · √(2^14/d_sae) · √(batch_size/4096), capped at 1e-2.
+
+    The dependence on width follows Gao et al. 2024 (2e-4/√(d_sae/2^14)), the square root of the batch size is usual for Adam, and the
+    constant is chosen for the lowest held-out FVU after short runs (docs/LOG.md).
+    Differs: peers use 2e-4 to 1e-3 at this width, which a long run needs less than a short one suffers from.
+    """
+    return min(1e-2, _BASE_LR * (_BASE_LATENTS / d_sae) ** 0.5 * (batch_size / _BASE_ROWS) ** 0.5)
+
+
+class Schedule:
+    """Linear warm-up from 0 to the peak, constant, linear decay to 0."""
+
+    def __init__(self, config: SAEConfig, *, d_sae: int, n_steps: int) -> None:
+        def steps(setting: str) -> int:
+            duration = Duration.parse(getattr(config, setting), setting=f"SAEConfig.{setting}")
+            return duration.steps(n_steps=n_steps, batch_size=config.batch_size)
+
+        self.peak = auto_learning_rate(d_sae=d_sae, batch_size=config.batch_size) if config.lr == "auto" else config.lr
+        self.warmup_steps, self.decay_steps, self.n_steps = steps("warmup"), steps("decay"), n_steps
+
+    def at(self, step: int) -> float:
+        """Learning rate of the step (counted from 0)."""
+        rising = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
+        falling = (self.n_steps - step) / self.decay_steps if self.decay_steps else 1.0
+        return self.peak * min(1.0, rising, max(falling, 0.0))
+
+
+class UnitRowAdam:
+    """Adam over the four tensors of an SAE that keeps the decoder's rows at unit norm.
+
+    The part of the decoder's gradient along its row is removed first (it would only change the norm), and the row is renormalised after the
+    update (Bricken et al. 2023).
+
+    Args:
+        params: W_enc [d_sae d_in], b_enc [d_sae], W_dec [d_sae d_in], b_dec [d_in], updated in place.
+    """
+
+    def __init__(self, params: dict[str, torch.Tensor]) -> None:
+        self.params = params
+        self.adam = torch.optim.Adam(list(params.values()), lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+    @torch.no_grad()
+    def step(self, gradients: dict[str, torch.Tensor], *, lr: float) -> None:
+        """One update. `gradients` has the keys of `params`; the decoder's is changed in place."""
+        W_dec = self.params["W_dec"]
+        gradient = gradients["W_dec"]
+        gradient.addcmul_(W_dec, torch.linalg.vecdot(gradient, W_dec).unsqueeze(1), value=-1)
+        for name, param in self.params.items():
+            param.grad = gradients[name]
+        self.adam.param_groups[0]["lr"] = lr
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        unit_rows_(W_dec)
+
+
+@torch.no_grad()
+def unit_rows_(weight: torch.Tensor) -> None:
+    """Scale the rows of [d_sae d_in] to unit norm in place; a zero row becomes a unit vector of the axes, never NaN."""
+    norms = weight.norm(dim=1)
+    empty = norms == 0
+    latents = torch.arange(len(weight), device=weight.device)
+    weight.index_put_((latents, latents % weight.shape[1]), empty.to(weight.dtype), accumulate=True)
+    weight.div_(torch.where(empty, 1.0, norms).unsqueeze(1))
