@@ -9,6 +9,7 @@ QUICK := not gpu and not network and not slow and not saelens
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .PHONY: help venv demo test lint format bench clean
 
 help:  ## show this list
@@ -50,6 +51,9 @@ clean:  ## remove caches and build products, never runs, models or .venv
 	@touch $@ .venv/.installed
 
 $(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "Strata needs Python 3.11 or newer; there is no '$(PYTHON)' on the PATH." \
+			"Name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Strata needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
 			"Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
