@@ -1,0 +1,185 @@
+"""SAEs in a running model: the outputs of sites replaced by their reconstructions."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from strata.errors import UserError
+from strata.lm.sites import Site, SiteMap, as_grid, first_tensor
+from strata.shapes import SparseCode
+
+
+@runtime_checkable
+class Attachable(Protocol):
+    """What an SAE must have to stand in a model."""
+
+    @property
+    def d_in(self) -> int:
+        """The width of the vectors it reads."""
+        ...
+
+    def encode(self, x: Tensor, /) -> Tensor:
+        """Activations [batch seq d_in] → latents [batch seq d_sae], differentiable."""
+        ...
+
+    def encode_sparse(self, x: Tensor, /) -> SparseCode:
+        """Activations [batch seq d_in] → code [batch seq k], with or without gradient."""
+        ...
+
+    def decode(self, latents: SparseCode, /) -> Tensor:
+        """Code [batch seq k] → reconstruction [batch seq d_in]."""
+        ...
+
+
+class Attachment:
+    """What happened at the sites in the last forward pass, and what shall happen in the next.
+
+    Attributes:
+        codes: site → the code of the last forward pass, [batch seq k]. While gradients are enabled its ``values`` keep
+            their ``.grad`` after a backward pass, whether the SAE's own weights are trainable or not.
+        inputs: site → the site's own activations in the last forward pass, [batch seq d_in], detached, in the model's
+            dtype.
+        mask: Bool [batch seq] or None; set it before a forward pass to replace only where it is True (elsewhere, at
+            BOS or pads for instance, the site's own activations stay). None replaces everywhere. In decoding with a KV
+            cache every pass has another shape: there it has to be None.
+    """
+
+    def __init__(
+        self, saes: Mapping[str, Attachable], *, keep_error: bool, mask: Bool[Tensor, "batch seq"] | None
+    ) -> None:
+        self.codes: dict[str, SparseCode] = {}
+        self.inputs: dict[str, Tensor] = {}
+        self.mask = mask
+        self._saes = dict(saes)
+        self._keep_error = keep_error
+        self._pass_shape: tuple[int, int] | None = None
+
+    def _note_shape(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Forward pre-hook of the model: remember [batch seq], which some modules' outputs do not show."""
+        given = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
+        shown = next((tensor for tensor in given if tensor is not None), None)
+        self._pass_shape = None if shown is None else (shown.shape[0], shown.shape[1])
+
+    def _replace(self, site: str, output: Any) -> Any:
+        """Forward hook of a site's module: the same output with its (first) tensor replaced."""
+        own = first_tensor(output)
+        batch, seq = self._pass_shape or own.shape[:2]
+        x = as_grid(own, batch=batch, seq=seq, site=site)
+        if x.shape[-1] != self._saes[site].d_in:
+            raise _width_error(site, d_sae_in=self._saes[site].d_in, d_site=x.shape[-1])
+        out = self._reconstruct(site, x)
+        if self.mask is not None:
+            if self.mask.shape != x.shape[:2]:
+                raise UserError(
+                    f"`mask` must have the shape of the forward pass, {[batch, seq]}. Got {list(self.mask.shape)}. "
+                    "Set it to None where a KV cache is used, as in `generate`."
+                )
+            out = torch.where(self.mask.to(x.device)[..., None], out, x)
+        out = out.reshape(own.shape)
+        return type(output)((out, *output[1:])) if isinstance(output, (tuple, list)) else out
+
+    def _reconstruct(self, site: str, x: Float[Tensor, "batch seq d_in"]) -> Float[Tensor, "batch seq d_in"]:
+        sae = self._saes[site]
+        dtype, device = _home(sae, x)
+        with torch.autocast(device_type=device.type, enabled=False):
+            code = _encode(sae, x.to(device=device, dtype=dtype))
+            x_hat = sae.decode(code).to(device=x.device, dtype=x.dtype)
+        self.codes[site], self.inputs[site] = code, x.detach()
+        # x_hat + (x - x_hat).detach() is the same function; in this order its value is x to the last bit.
+        return x.detach() + (x_hat - x_hat.detach()) if self._keep_error else x_hat
+
+
+@contextmanager
+def attach(
+    model: nn.Module,
+    sites: SiteMap,
+    saes: Mapping[str, Attachable],
+    *,
+    keep_error: bool = False,
+    mask: Bool[Tensor, "batch seq"] | None = None,
+) -> Iterator[Attachment]:
+    """Replace the outputs of sites by their SAEs' reconstructions as long as the context lasts.
+
+    Works in every pass of the model, also in `generate` with a KV cache. Gradients flow, unless the caller disables
+    them, through the reconstruction into the codes and on through the encoder. An SAE computes in its own dtype and on
+    its own device.
+
+    Args:
+        model: the Hugging Face model.
+        sites: its sites.
+        saes: site name → SAE.
+        keep_error: add the part that the SAE misses back as a constant: the values of the forward pass are exactly
+            those of the model without SAEs, the gradient flows through the codes alone (Marks et al. 2024, "Sparse
+            feature circuits", §3).
+        mask: where to replace, see `Attachment.mask`.
+
+    Yields:
+        The `Attachment` with codes and inputs of the last pass; they stay readable afterwards. Hooks are removed in
+        any case.
+
+    Raises:
+        UserError: unknown site, two names of one site, an SAE of another width than the site, or (in a pass) a mask of
+            another shape.
+    """
+    resolved = [sites.resolve(name) for name in saes]
+    _check(resolved, sites, saes)
+    run = Attachment(saes, keep_error=keep_error, mask=mask)
+    handles = []
+    try:
+        inner = getattr(model, "base_model", model)
+        handles.append(inner.register_forward_pre_hook(run._note_shape, with_kwargs=True))
+        for site in resolved:
+            hook = lambda module, args, output, name=site.name: run._replace(name, output)  # noqa: E731
+            handles.append(sites.module(site).register_forward_hook(hook))
+        yield run
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check(resolved: list[Site], sites: SiteMap, saes: Mapping[str, Attachable]) -> None:
+    names_of: dict[str, str] = {}
+    for site in resolved:
+        other = names_of.setdefault(site.path, site.name)
+        if other != site.name:
+            raise UserError(
+                f"`attach` takes one SAE for each site. {other!r} and {site.name!r} are the same place; leave one out."
+            )
+        width = sites.width(site)
+        if width is not None and width != saes[site.name].d_in:
+            raise _width_error(site.name, d_sae_in=saes[site.name].d_in, d_site=width)
+
+
+def _width_error(site: str, *, d_sae_in: int, d_site: int) -> UserError:
+    return UserError(
+        f"An SAE's `d_in` must equal the width of its site. Got d_in={d_sae_in} at {site!r}, which is {d_site} wide. "
+        "Attach it where it was trained."
+    )
+
+
+def _home(sae: Attachable, x: Tensor) -> tuple[torch.dtype, torch.device]:
+    """Where and in which dtype an SAE computes: as its weights; fp32 beside the activations if it has none."""
+    weights = [*sae.parameters(), *sae.buffers()] if isinstance(sae, nn.Module) else []
+    weight = next((tensor for tensor in weights if tensor.is_floating_point()), None)
+    return (torch.float32, x.device) if weight is None else (weight.dtype, weight.device)
+
+
+def _encode(sae: Attachable, x: Float[Tensor, "batch seq d_in"]) -> SparseCode:
+    """The code; while gradients are enabled with values that keep theirs, and that pass it on to whatever x depends on."""
+    code = sae.encode_sparse(x)
+    if not torch.is_grad_enabled():
+        return code
+    values = code.values
+    trainable = isinstance(sae, nn.Module) and any(weight.requires_grad for weight in sae.parameters())
+    if not values.requires_grad and (x.requires_grad or trainable):
+        # This SAE finds its sparse code without autograd: its dense latents, at the places found, carry the gradient.
+        values = torch.where(values != 0, sae.encode(x).gather(-1, code.indices), 0.0)
+    if values.requires_grad:
+        values.retain_grad()
+    else:
+        values = values.detach().requires_grad_()
+    return SparseCode(values, code.indices, code.d_sae)

@@ -1,0 +1,67 @@
+"""Running a model as far as needed to read the outputs of some of its modules."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from strata.errors import UserError
+from strata.lm.sites import as_grid, first_tensor
+
+
+class _AllSeen(Exception):
+    """Every wanted site has been read: the rest of the forward pass is not needed."""
+
+
+def capture(
+    forward: Callable[[], Any], modules: Mapping[str, nn.Module], *, batch: int, seq: int
+) -> dict[str, Float[Tensor, "batch seq _"]]:
+    """Read what modules return in one forward pass that ends as soon as all have been read.
+
+    Runs under `torch.no_grad`, not `torch.inference_mode`: tensors made there may not enter an autograd graph later,
+    and these are what SAEs are trained on. They are copies, because some models write into a sub-block's output
+    (Falcon), and because a view would keep the larger tensor behind it alive.
+
+    Args:
+        forward: starts the model's forward pass.
+        modules: site name → module. A module that runs several times is read the first time.
+        batch: sequences in this forward pass.
+        seq: positions in this forward pass.
+
+    Returns:
+        Site name → activations, in the order of `modules`, in the dtype and on the device in which the module returned
+        them.
+
+    Raises:
+        UserError: a module has no vector for each position, or took no part in the forward pass.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def reader(site: str) -> Callable[..., None]:
+        def read(module: nn.Module, args: Any, output: Any) -> None:
+            if site not in seen:
+                seen[site] = as_grid(first_tensor(output), batch=batch, seq=seq, site=site).clone()
+                if len(seen) == len(modules):
+                    raise _AllSeen
+
+        return read
+
+    handles = []
+    try:
+        for site, module in modules.items():
+            handles.append(module.register_forward_hook(reader(site)))
+        with torch.no_grad():
+            forward()
+    except _AllSeen:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    unseen = [site for site in modules if site not in seen]
+    if unseen:
+        raise UserError(
+            f"`site` must take part in the model's forward pass. {unseen[0]!r} did not. Choose another site."
+        )
+    return {site: seen[site] for site in modules}
