@@ -33,7 +33,7 @@ format: .venv/.installed-dev  ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 bench: .venv/.installed-dev  ## time the SAE step and the stream on this machine
-	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program; done
+	@set -e; for program in $$(grep -l __main__ benchmarks/*.py); do echo "== $$program"; $(BIN)/python $$program; done
 
 clean:  ## remove caches and build products, never runs, models or .venv
 	rm -rf dist build/lib build/bdist.* .pytest_cache .ruff_cache src/*.egg-info
