@@ -1,5 +1,6 @@
 """Sources of texts: what each kind gives, how it splits, what identifies it, and the sentence when it is broken."""
 
+import functools
 import gzip
 import json
 import sys
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 from strata.errors import MissingExtraError, UserError
-from strata.lm import text_files
-from strata.lm.corpus import is_held_out, standard_library_texts
+from strata.lm import corpus, text, text_files
+from strata.lm.corpus import is_held_out
 from strata.lm.text import open_texts
 
 DOCUMENTS = [f"document number {i}: Über 日本\nsecond line" for i in range(200)]
@@ -116,11 +117,16 @@ def test_texts_pass_through():
     assert open_texts(texts) is texts
 
 
-def test_the_standard_library_splits_as_the_embedded_model_was_trained():
+def test_the_standard_library_splits_as_the_embedded_model_was_trained(monkeypatch):
+    files = functools.cache(corpus.standard_library_files)  # walking through the folders takes its time
+    monkeypatch.setattr(corpus, "standard_library_files", files)
+    monkeypatch.setattr(text, "standard_library_files", files)
+    held_out = list(corpus.standard_library_texts(held_out=True))
     texts = open_texts("stdlib", split="held_out")
-    assert list(texts) == list(standard_library_texts(held_out=True))
+    assert list(texts) == held_out
     assert texts.describe()["fingerprint"].startswith(f"python-{sys.version_info[0]}.{sys.version_info[1]}.")
-    assert next(iter(open_texts("stdlib"))) == next(standard_library_texts(held_out=False))
+    assert next(iter(open_texts("stdlib"))) == next(corpus.standard_library_texts(held_out=False))
+    assert read("stdlib")[-len(held_out) :] == held_out
 
 
 def test_a_long_text_file_is_several_documents_that_joined_are_the_file(tmp_path):

@@ -264,15 +264,25 @@ def test_leaving_early_ends_the_thread_and_closes_the_source(leave):
     wait_for_threads_to_end()
 
 
+PROGRAM = """
+import itertools, tokenizers, types
+from strata.lm.text import open_texts
+from strata.lm.tokens import TokenStream
+
+backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+ids = dict.fromkeys(["bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "pad_token_id"])
+tokenizer = types.SimpleNamespace(backend_tokenizer=backend, all_special_ids=[], model_max_length=99, **ids)
+texts = open_texts(itertools.repeat("a b " * 400), split="all")
+batches = iter(TokenStream(texts, tokenizer, context_tokens=8, text_batch_size=3))
+next(batches)
+print("left")
+"""
+
+
 def test_a_program_may_end_in_the_middle_of_an_iteration():
-    program = (
-        "import test_tokens as t, itertools\n"
-        "batches = iter(t.stream(itertools.repeat('def value ' * 400), t.gpt_style()))\n"
-        "next(batches)\n"
-        "print('left')\n"
-    )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=environment)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=90, env=environment)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "left", "")
 
 
