@@ -51,7 +51,7 @@ ARCHITECTURES = tuple(_CONFIGS)
 
 
 def tiny_model(architecture: str) -> PreTrainedModel:
-    """A model with random weights from a fixed seed, in evaluation mode, fp32, on the CPU; token 0 is BOS and EOS, 1 is pad.
+    """A model with random weights from a fixed seed, in evaluation mode, fp32; token 0 is BOS and EOS, 1 is pad.
 
     Args:
         architecture: one of `ARCHITECTURES`.

@@ -59,10 +59,10 @@ class Attachment:
         self._pass_shape: tuple[int, int] | None = None
 
     def _note_shape(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Forward pre-hook of the model: remember [batch seq], which some modules' outputs do not show."""
-        given = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
-        shown = next((tensor for tensor in given if tensor is not None), None)
-        self._pass_shape = None if shown is None else (shown.shape[0], shown.shape[1])
+        """Pre-hook of what contains a site: remember [batch seq], which some outputs (OPT's ``fc2``) do not show."""
+        for given in (*args[:1], *(kwargs.get(name) for name in ("input_ids", "inputs_embeds", "hidden_states"))):
+            if isinstance(given, Tensor) and given.ndim == (3 if given.is_floating_point() else 2):
+                self._pass_shape = (given.shape[0], given.shape[1])
 
     def _replace(self, site: str, output: Any) -> Any:
         """Forward hook of a site's module: the same output with its (first) tensor replaced."""
@@ -130,8 +130,9 @@ def attach(
     run = Attachment(saes, keep_error=keep_error, mask=mask)
     handles = []
     try:
-        inner = getattr(model, "base_model", model)
-        handles.append(inner.register_forward_pre_hook(run._note_shape, with_kwargs=True))
+        for module in _containing(model, resolved):
+            handle = module.register_forward_pre_hook(run._note_shape, with_kwargs=True)
+            handles.append(handle)
         for site in resolved:
             hook = lambda module, args, output, name=site.name: run._replace(name, output)  # noqa: E731
             handles.append(sites.module(site).register_forward_hook(hook))
@@ -139,6 +140,12 @@ def attach(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _containing(model: nn.Module, resolved: list[Site]) -> list[nn.Module]:
+    """The modules that contain a site, from the model down, each once."""
+    parts = [site.path.split(".") for site in resolved]
+    return [model.get_submodule(path) for path in dict.fromkeys(".".join(p[:n]) for p in parts for n in range(len(p)))]
 
 
 def _check(resolved: list[Site], sites: SiteMap, saes: Mapping[str, Attachable]) -> None:
@@ -169,7 +176,7 @@ def _home(sae: Attachable, x: Tensor) -> tuple[torch.dtype, torch.device]:
 
 
 def _encode(sae: Attachable, x: Float[Tensor, "batch seq d_in"]) -> SparseCode:
-    """The code; while gradients are enabled with values that keep theirs, and that pass it on to whatever x depends on."""
+    """The code; while gradients are enabled its values keep theirs and pass it on to whatever x depends on."""
     code = sae.encode_sparse(x)
     if not torch.is_grad_enabled():
         return code

@@ -31,9 +31,9 @@ def source_of(model: str) -> str:
     if model == "demo":
         model = str(DEMO_FOLDER)
     folder = Path(model).expanduser()
-    if not folder.is_dir():
+    if not model or not folder.is_dir():
         looks_like_path = folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or "\\" in model
-        if folder.exists() or looks_like_path or not model:
+        if folder.is_file() or looks_like_path or not model:
             what = "a file" if folder.is_file() else "no such folder"
             raise UserError(f"`model` must be 'demo', a folder, or a Hugging Face id. Got {model!r}: {what}.")
         return model

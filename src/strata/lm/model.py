@@ -22,6 +22,9 @@ from strata.lm.sites import Site, SiteMap
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from strata.config import SAEConfig
+    from strata.sae.model import SAE
+
 Ids = Int[Tensor, "batch seq"] | Sequence[Sequence[int]]
 AttentionMask = Bool[Tensor, "batch seq"] | Int[Tensor, "batch seq"] | Sequence[Sequence[int]]
 
@@ -240,6 +243,13 @@ class LanguageModel:
     ) -> AbstractContextManager[Attachment]:
         """The model with SAEs in it; a context manager that yields an `Attachment`: see `strata.lm.attach.attach`."""
         return attach(self.model, self._site_map, saes, keep_error=keep_error, mask=mask)
+
+    def train_sae(self, dataset: Any, site: str | None = None, *, config: "SAEConfig", **options: Any) -> "SAE":
+        """Train an SAE on this model's activations at a site (None: the middle layer), streaming: see `strata.train.train_suite`."""
+        from strata.train import train_suite
+
+        name = self.middle_site if site is None else site
+        return train_suite(self, dataset, sites=[name], config=config, **options)[name]
 
     def _inputs(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
         ids = checked_ids(input_ids, vocabulary=self.vocabulary_size, positions=self.max_positions)
