@@ -1,0 +1,43 @@
+"""Strata trains sparse autoencoders on the activations of language models.
+
+The public names are loaded when they are first used, so that ``import strata`` is fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from strata.activations.collected import Activations as Activations
+    from strata.activations.harvest import collect_activations as collect_activations
+    from strata.config import SAEConfig as SAEConfig
+    from strata.config import TrainConfig as TrainConfig
+    from strata.errors import UserError as UserError
+    from strata.lm.model import LanguageModel as LanguageModel
+    from strata.sae.model import SAE as SAE
+    from strata.shapes import SparseCode as SparseCode
+    from strata.train import Trainer as Trainer
+    from strata.train import train_suite as train_suite
+
+_HOMES = {
+    "Activations": "strata.activations.collected",
+    "LanguageModel": "strata.lm.model",
+    "SAE": "strata.sae.model",
+    "SAEConfig": "strata.config",
+    "SparseCode": "strata.shapes",
+    "TrainConfig": "strata.config",
+    "Trainer": "strata.train",
+    "UserError": "strata.errors",
+    "collect_activations": "strata.activations.harvest",
+    "train_suite": "strata.train",
+}
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'strata' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

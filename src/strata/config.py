@@ -114,8 +114,8 @@ class TrainConfig:
     """Rows of each site to train on in one epoch; "all" is the whole text (counted first). A shorter text is read again."""
     context_tokens: int = 256
     """Length of the packed sequences, in tokens."""
-    buffer_tokens: int = 65_536
-    """Rows per site in the shuffle buffer; at least 2 batches."""
+    buffer_tokens: int | Auto = "auto"
+    """Rows per site in the shuffle buffer; "auto" is 65,536, or 4 batches where that is more."""
     sae: SAEConfig = field(default_factory=SAEConfig)
     """The SAEs, one per site."""
     out: Path | Auto = "auto"
@@ -140,7 +140,7 @@ class TrainConfig:
     """Evaluate on held-out text and write report/index.html at the end."""
 
     def __post_init__(self) -> None:
-        for name in ("buffer_tokens", "held_out_tokens", "log_every_steps", "checkpoint_every_steps"):
+        for name in ("held_out_tokens", "log_every_steps", "checkpoint_every_steps"):
             value = getattr(self, name)
             _require(value >= 1, name, "be at least 1", value, "Give a positive number.")
         _require(self.context_tokens >= 2, "context_tokens", "be at least 2", self.context_tokens, "128 to 1024 is usual.")

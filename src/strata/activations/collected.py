@@ -1,0 +1,98 @@
+"""Activations in memory: rows by site, as `collect_activations` gives them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from strata.activations.source import SiteRows
+from strata.errors import UserError, did_you_mean
+
+
+class Activations(Mapping[str, Tensor]):
+    """Rows of one or more sites; the same row of every site comes from the same token.
+
+    Args:
+        rows: for each site a Tensor [rows d_in]; the same number of rows for all.
+        origin: model, text and fingerprints, JSON-able.
+
+    Raises:
+        UserError: no site, or different numbers of rows.
+    """
+
+    def __init__(self, rows: dict[str, Float[Tensor, "rows _"]], *, origin: dict[str, Any] | None = None) -> None:
+        counts = {site: len(tensor) for site, tensor in rows.items()}
+        if len(set(counts.values())) != 1:
+            raise UserError(f"Activations need at least one site and the same number of rows at each. Got {counts}.")
+        self._rows = rows
+        self.sites = list(rows)
+        self.origin = dict(origin or {})
+
+    @classmethod
+    def of(cls, given: "Activations | Tensor") -> "Activations":
+        """Activations as they are, or a bare Tensor [rows d_in] as activations of a site without a name.
+
+        Raises:
+            UserError: it is neither, or the tensor is not two-dimensional floating point.
+        """
+        if isinstance(given, Activations):
+            return given
+        if isinstance(given, Tensor) and given.ndim == 2 and given.is_floating_point():
+            return cls({"activations": given})
+        shown = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise UserError(f"Training needs Activations or a floating-point Tensor [rows d_in]. Got {shown}.")
+
+    def __getitem__(self, site: str) -> Tensor:
+        if site not in self._rows:
+            raise UserError(f"No activations of site {site!r} were collected.{did_you_mean(site, self.sites)}")
+        return self._rows[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def n_rows(self) -> int:
+        """Rows of each site."""
+        return len(self._rows[self.sites[0]])
+
+    def shuffled(self, *, batch_size: int, n_epochs: int, seed: int) -> "_ShuffledRows":
+        """The rows in a new random order every epoch."""
+        return _ShuffledRows(self._rows, batch_size=batch_size, n_epochs=n_epochs, seed=seed)
+
+    def describe(self) -> dict[str, Any]:
+        """Where the rows come from."""
+        return {"mode": "collected", "n_rows": self.n_rows(), **self.origin}
+
+
+class _ShuffledRows:
+    """A permutation per epoch; epochs follow each other without a gap, so that every batch is full."""
+
+    def __init__(self, rows: SiteRows, *, batch_size: int, n_epochs: int, seed: int) -> None:
+        self._rows, self._batch_size, self._n_epochs, self._seed = rows, batch_size, n_epochs, seed
+        self._n_rows = len(next(iter(rows.values())))
+
+    def _permutation(self, epoch: int) -> Tensor:
+        return torch.randperm(self._n_rows, generator=torch.Generator().manual_seed(self._seed * 1_000_003 + epoch))
+
+    def _take(self, rows: Tensor) -> SiteRows:
+        return {site: tensor[rows.to(tensor.device)] for site, tensor in self._rows.items()}
+
+    def sample(self, n_rows: int) -> SiteRows:
+        return self._take(self._permutation(0)[:n_rows])
+
+    def batches(self, start_step: int = 0) -> Iterator[SiteRows]:
+        first = start_step * self._batch_size
+        epoch, offset = divmod(first, self._n_rows)
+        pending = self._permutation(epoch)[offset:] if epoch < self._n_epochs else torch.zeros(0, dtype=torch.int64)
+        while True:
+            while len(pending) < self._batch_size:
+                epoch += 1
+                if epoch >= self._n_epochs:
+                    return
+                pending = torch.cat([pending, self._permutation(epoch)])
+            yield self._take(pending[: self._batch_size])
+            pending = pending[self._batch_size :]

@@ -1,0 +1,40 @@
+"""The one small interface through which both modes feed the trainer."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+SiteRows = dict[str, Float[Tensor, "rows _"]]
+"""Rows by site; the same row of every site comes from the same token."""
+
+
+class ShuffledRows(Protocol):
+    """Rows of one run in their shuffled order."""
+
+    def sample(self, n_rows: int) -> SiteRows:
+        """At most n_rows shuffled rows of each site, for normalisation; they are still trained on afterwards."""
+        ...
+
+    def batches(self, start_step: int = 0) -> Iterator[SiteRows]:
+        """One batch per step, from `start_step` on exactly those that an uninterrupted run would see."""
+        ...
+
+
+class RowSource(Protocol):
+    """Activations to train on: collected before, or made while training."""
+
+    sites: list[str]
+
+    def n_rows(self) -> int:
+        """Rows of each site in one epoch."""
+        ...
+
+    def shuffled(self, *, batch_size: int, n_epochs: int, seed: int) -> ShuffledRows:
+        """The rows of `n_epochs` epochs in batches of `batch_size`; an incomplete last batch is left out."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Model, text and fingerprints, JSON-able, for the run folder."""
+        ...

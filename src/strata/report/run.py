@@ -1,0 +1,64 @@
+"""The whole way of a run: train, evaluate on held-out text, write the report."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from strata.activations.harvest import token_stream
+from strata.config import TrainConfig
+from strata.errors import UserError
+from strata.evaluate.examples import feature_examples
+from strata.evaluate.held_out import evaluate_saes
+from strata.lm.model import LanguageModel
+from strata.lm.tokens import TokenBatch
+from strata.log import say
+from strata.report.page import write_report
+from strata.run import train_run
+
+
+def train_and_report(config: TrainConfig, *, progress: bool = True) -> Path:
+    """Train as described; unless `config.report` is off also evaluate, pick example features and write the page.
+
+    Returns:
+        report/index.html, or the run folder when no report was wanted.
+    """
+    folder = config.folder()
+    lm, trained = train_run(config, progress=progress)
+    if not config.report:
+        return folder
+    start = time.perf_counter()
+    say("evaluating on held-out text", shown=progress)
+    batches = held_out_batches(lm, config)
+    if batches:
+        evaluation = evaluate_saes(lm, trained.saes, batches, dead=trained.dead, lm_dtype=config.lm_dtype)
+        _write_json(folder / "evaluation.json", evaluation)
+        _write_json(folder / "features.json", feature_examples(lm, trained.saes, batches, seed=config.sae.seed))
+    else:
+        say("the text has no held-out document: no evaluation", shown=progress)
+    page = write_report(folder)
+    say(f"evaluated in {time.perf_counter() - start:.0f} s", shown=progress)
+    return page
+
+
+def held_out_batches(lm: LanguageModel, config: TrainConfig) -> list[TokenBatch]:
+    """Packed sequences of the held-out documents, about `held_out_tokens` tokens; none if the text has no held-out document.
+
+    One-shot sources have been read by the training and give none.
+    """
+    size = config.sae.text_batch_size
+    tokens = token_stream(lm, config.data, context_tokens=config.context_tokens, text_batch_size=size, split="held_out")
+    batches, n_tokens = [], 0
+    try:
+        for batch in tokens:
+            batches.append(batch)
+            n_tokens += batch.input_ids.numel()
+            if n_tokens >= config.held_out_tokens:
+                break
+    except UserError:
+        return []
+    return batches
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
