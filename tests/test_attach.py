@@ -1,5 +1,7 @@
 """SAEs in a running model: identities, gradients, masks, decoding with a cache, and that nothing stays behind."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from strata.errors import UserError
 from strata.lm.model import LanguageModel
 from strata.shapes import SparseCode
-from tiny_models import ARCHITECTURES, ENCODERS, N_LAYERS, VOCABULARY, WIDTH, tiny_model
+from tiny_models import ARCHITECTURES, N_LAYERS, VOCABULARY, WIDTH, shared_language_model, tiny_model
 
 
 class FakeSAE(nn.Module):
@@ -36,6 +38,15 @@ class FakeSAE(nn.Module):
         return self.scale * latents.dense() @ self.W_enc.t()
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models as small as these wait for a second thread longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def some_ids(batch: int = 2, seq: int = 7) -> Tensor:
     return torch.randint(2, VOCABULARY, (batch, seq))
 
@@ -57,8 +68,8 @@ def ablated_by_hand(lm: LanguageModel, site: str, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("part", ["", ".attn", ".mlp"])
 def test_identities(architecture: str, part: str) -> None:
-    lm = LanguageModel(tiny_model(architecture))
-    ids, site = some_ids(), f"layers.1{part}"
+    lm = shared_language_model(architecture)
+    ids, site, before = some_ids(), f"layers.1{part}", n_hooks(lm.model)
     clean, x = lm.logits(ids), lm.activations(ids, site)[site]
 
     with lm.attach({site: FakeSAE()}) as run:
@@ -74,7 +85,7 @@ def test_identities(architecture: str, part: str) -> None:
     with lm.attach({site: FakeSAE(scale=0.3)}, keep_error=True):
         torch.testing.assert_close(lm.logits(ids), clean, rtol=0, atol=0)
     torch.testing.assert_close(lm.logits(ids), clean, rtol=0, atol=0)
-    assert n_hooks(lm.model) == 0
+    assert n_hooks(lm.model) == before
 
 
 @pytest.mark.parametrize("with_autograd", [True, False])
@@ -136,8 +147,9 @@ def test_without_gradient_nothing_is_tracked() -> None:
 @pytest.mark.parametrize("site", ["layers.1", "layers.1.mlp", "layers.1.attn"])
 @pytest.mark.parametrize("architecture", ["gpt_neox", "opt"])
 def test_mask_keeps_the_own_activations(architecture: str, site: str) -> None:
-    lm = LanguageModel(tiny_model(architecture))
+    lm = shared_language_model(architecture)
     ids = some_ids()
+    before = n_hooks(lm.model)
     mask = torch.ones(ids.shape, dtype=torch.bool)
     mask[:, 0] = False
     own = lm.activations(ids, site)[site]
@@ -153,20 +165,20 @@ def test_mask_keeps_the_own_activations(architecture: str, site: str) -> None:
             lm.logits(ids[:, :3])
         run.mask = None
         assert lm.activations(ids, site)[site].abs().max() == 0
-    assert n_hooks(lm.model) == 0
+    assert n_hooks(lm.model) == before
 
 
-@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a not in ENCODERS])
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2", "gemma2", "mistral", "mixtral", "opt"])
 def test_generation_with_a_cache_equals_generation_without(architecture: str) -> None:
     lm = LanguageModel(tiny_model(architecture))
     ids = some_ids(2, 5)
     lm.model.generation_config.eos_token_id = None
-    settings = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    settings = {"max_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     with lm.attach({"layers.0": FakeSAE(scale=0.4), "layers.1.mlp": FakeSAE(scale=-2.0)}) as run:
         cached = lm.model.generate(ids, use_cache=True, **settings)
         assert run.codes["layers.0"].values.shape[1] == 1  # only the newest token ran
         plain = lm.model.generate(ids, use_cache=False, **settings)
-        assert run.codes["layers.0"].values.shape[1] == 10
+        assert run.codes["layers.0"].values.shape[1] == 8
         scores = lm.logits(cached)[:, 4:-1]
     assert torch.equal(cached, plain)
     assert torch.equal(scores.argmax(-1), cached[:, 5:])

@@ -24,6 +24,7 @@ from tiny_models import (
     VOCABULARY,
     WIDTH,
     save_tiny_model,
+    shared_language_model,
     tiny_model,
     tiny_tokenizer,
 )
@@ -34,6 +35,15 @@ PARTS = [f"layers.{i}{part}" for i in range(N_LAYERS) for part in ("", ".attn", 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "neox")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models as small as these wait for a second thread longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def some_ids(batch: int = 2, seq: int = 9) -> Tensor:
@@ -72,21 +82,20 @@ def output_of(model: nn.Module, path: str, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 class TestArchitectures:
     def test_residual_stream_equals_hidden_states(self, architecture: str) -> None:
-        model = tiny_model(architecture)
-        lm = LanguageModel(model)
+        lm = shared_language_model(architecture)
         ids = some_ids()
         with torch.no_grad():
-            hidden = model(input_ids=ids, output_hidden_states=True).hidden_states
+            hidden = lm.model(input_ids=ids, output_hidden_states=True).hidden_states
         read = lm.activations(ids, lm.sites)
         assert list(read) == lm.sites == [f"layers.{i}" for i in range(N_LAYERS)]
         for i in range(N_LAYERS - 1):
             torch.testing.assert_close(read[f"layers.{i}"], hidden[i + 1], rtol=0, atol=0)
         # Hugging Face's last hidden state lies behind the final norm, in models that have one; the site does not.
-        last = output_of(model, lm.site(lm.sites[-1]).path, ids)
+        last = output_of(lm.model, lm.site(lm.sites[-1]).path, ids)
         torch.testing.assert_close(read[lm.sites[-1]], last, rtol=0, atol=0)
 
     def test_sub_blocks_are_what_is_added_to_the_residual_stream(self, architecture: str) -> None:
-        lm = LanguageModel(tiny_model(architecture))
+        lm = shared_language_model(architecture)
         read = lm.activations(some_ids(), PARTS)
         for i in range(1, N_LAYERS):
             before, attn, mlp = read[f"layers.{i - 1}"], read[f"layers.{i}.attn"], read[f"layers.{i}.mlp"]
@@ -100,8 +109,8 @@ class TestArchitectures:
             assert attn.abs().mean() > 1e-3 and mlp.abs().mean() > 1e-3
 
     def test_runs_no_further_than_the_last_site(self, architecture: str) -> None:
-        lm = LanguageModel(tiny_model(architecture))
-        blocks = [lm.site(site).path for site in lm.sites]
+        lm = shared_language_model(architecture)
+        blocks, before = [lm.site(site).path for site in lm.sites], n_hooks(lm.model)
         with calls_of(lm.model) as counts:
             lm.activations(some_ids(), ["layers.1", "layers.0.mlp"])
         assert [counts[block] for block in blocks] == [1, 1, 0]
@@ -109,10 +118,10 @@ class TestArchitectures:
         with calls_of(lm.model) as counts:
             lm.activations(some_ids(), ["layers.1.attn"])
         assert counts[blocks[1]] == 1 and counts[lm.site("layers.1.mlp").path] == 0 and counts[blocks[2]] == 0
-        assert n_hooks(lm.model) == 0
+        assert n_hooks(lm.model) == before
 
     def test_widths_and_any_module_path(self, architecture: str) -> None:
-        lm = LanguageModel(tiny_model(architecture))
+        lm = shared_language_model(architecture)
         dense = {"gpt2": "c_fc", "bloom": "dense_h_to_4h", "falcon": "dense_h_to_4h", "gpt_neox": "dense_h_to_4h"}
         last = dense.get(architecture, "norm")
         path = next(
@@ -125,7 +134,7 @@ class TestArchitectures:
         assert [lm.d_in(site) for site in PARTS] == [WIDTH] * len(PARTS)
 
     def test_padding_changes_nothing_where_tokens_are(self, architecture: str) -> None:
-        lm = LanguageModel(tiny_model(architecture))
+        lm = shared_language_model(architecture)
         ids = some_ids(1, 9)
         padded = torch.cat([ids, torch.ones(1, 4, dtype=torch.long)], dim=1)
         mask = padded != 1

@@ -1,5 +1,6 @@
 """Tiny language models with random weights, one per architecture, built from configurations alone."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from strata.lm.model import LanguageModel
 
 N_LAYERS = 3
 WIDTH = 32
@@ -66,6 +69,12 @@ def tiny_model(architecture: str) -> PreTrainedModel:
         for weight in model.parameters():  # with the usual 0.02 blocks change, and tests see, nearly nothing
             weight.data.add_(torch.randn_like(weight) * 0.1)
     return model.eval()
+
+
+@cache
+def shared_language_model(architecture: str) -> LanguageModel:
+    """The `LanguageModel` of a tiny model, one for all tests: for those that leave it as it is."""
+    return LanguageModel(tiny_model(architecture))
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
