@@ -1,7 +1,7 @@
 """The one small interface through which both modes feed the trainer."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,6 +10,7 @@ SiteRows = dict[str, Float[Tensor, "rows _"]]
 """Rows by site; the same row of every site comes from the same token."""
 
 
+@runtime_checkable
 class ShuffledRows(Protocol):
     """Rows of one run in their shuffled order."""
 
@@ -22,6 +23,7 @@ class ShuffledRows(Protocol):
         ...
 
 
+@runtime_checkable
 class RowSource(Protocol):
     """Activations to train on: collected before, or made while training."""
 
