@@ -1,7 +1,7 @@
 """Evaluation: SAEs whose scores are known, slow counterparts of the fast paths, and text that must not be shown."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -29,6 +29,15 @@ RECONSTRUCTION_KEYS = [
     *("silent_share", "n_sink_rows", "fvu_with_sinks"),
 ]
 LOSS_KEYS = ["ce_clean", "ce_sae", "ce_zero", "ce_loss_score", "kl_div_score", "delta_ce_percent"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """These models are too small to be shared out: on a busy machine two threads mostly wait for each other."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +185,7 @@ def test_batching_and_memory_limits_change_nothing(
 ) -> None:
     saes = {"layers.0": random_sae(), "layers.2": random_sae(seed=1)}
     options: dict[str, Any] = {"lm_dtype": "fp32"}
-    options["dead"] = dict.fromkeys(saes, {"dead_share": 0.5, "dead_window_rows": 100})
+    options["dead"] = {site: {"dead_share": 0.5, "dead_window_rows": 100} for site in saes}
     whole = evaluate_saes(lm, saes, batches_of(ids, 12), **options)
     monkeypatch.setattr(language_loss, "_LOGITS_BYTES", 4 * VOCABULARY * SEQ * 2)  # two sequences at a time
     monkeypatch.setattr(language_loss, "_SOFTMAX_BYTES", 4 * VOCABULARY * 7)
@@ -303,7 +312,7 @@ def test_windows_end_with_their_sequence(lm: LanguageModel) -> None:
 def slow_examples(
     activations: Float[Tensor, "batch seq"], lengths: list[int], *, n_examples: int, window: tuple[int, int]
 ) -> list[tuple[int, int, list[float]]]:
-    """The documented rule on one latent's activations: (sequence, position, the window's activations) of each example."""
+    """The documented rule on one latent's activations: sequence, position and window of each example."""
     before, after = window
     peaks = []
     for number, row in enumerate(activations.tolist()):

@@ -282,11 +282,8 @@ class _Text:
         batch, sequence, position = where
         ids, attended = self.batches[batch].input_ids[sequence], self.batches[batch].attention_mask[sequence]
         first = position - self.window[0]
-        shown = [
-            place
-            for place in range(max(first, 0), min(position + self.window[1] + 1, len(ids)))
-            if bool(attended[place])
-        ]
+        last = min(position + self.window[1], len(ids) - 1)
+        shown = [place for place in range(max(first, 0), last + 1) if bool(attended[place])]
         return {
             "tokens": [self._as_text(int(ids[place])) for place in shown],
             "activations": [activations[place - first].item() for place in shown],
