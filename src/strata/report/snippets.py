@@ -1,0 +1,115 @@
+"""Features as text: their numbers, and excerpts whose tokens are shaded by how strongly the latent fired on them."""
+
+import math
+import re
+from html import escape
+from typing import Any
+
+from markupsafe import Markup
+
+from strata.report.numbers import number, numbers, show
+
+N_SHADES = 10
+MOST_TOKENS_BEFORE, MOST_TOKENS_AFTER = 48, 24
+MOST_LINES_BEFORE, MOST_LINES_AFTER = 3, 1
+
+_CUT = '<span class="cut">…</span>'
+_LINE_BREAK = '<span class="nl">↵</span>'
+# Characters that would be invisible, or would reorder the line they stand in (bidirectional controls).
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]")
+
+
+def feature_cards(features: Any) -> list[dict[str, Any]]:
+    """The features of one site, ready for the page's template.
+
+    Args:
+        features: the site's list in features.json; what is no feature is left out.
+    """
+    return [_card(feature) for feature in features if isinstance(feature, dict)] if isinstance(features, list) else []
+
+
+def _card(feature: dict[str, Any]) -> dict[str, Any]:
+    examples = [e for e in feature.get("examples") or [] if isinstance(e, dict)]
+    seen = [value for example in examples for value in numbers(example.get("activations") or [])]
+    strongest = number(feature.get("max_activation"))
+    strongest = max(seen, default=0.0) if strongest is None else strongest
+    return {
+        "latent": show(feature.get("latent"), "count").replace(",", ""),
+        "kind": str(feature.get("kind") or ""),
+        "density": show(feature.get("density"), "share"),
+        "one_in": _one_in(feature.get("density")),
+        "max_activation": show(feature.get("max_activation"), "quantity"),
+        "examples": [snippet(example, full=strongest) for example in examples],
+    }
+
+
+def _one_in(density: Any) -> str:
+    share = number(density)
+    return f"1 row in {round(1 / share):,}" if share and 0 < share < 0.5 else ""
+
+
+def snippet(example: dict[str, Any], *, full: float) -> dict[str, Any]:
+    """An excerpt around the peak, escaped.
+
+    Args:
+        example: ``tokens``, ``activations`` and the index ``peak`` of the strongest.
+        full: the activation that gets the strongest shade.
+
+    Returns:
+        ``html``: tokens that fired in ``<mark class="a1".."a10">`` with their value as title, the peak with class
+        ``peak``, line breaks as ↵ and a break; ``peak``: its value as text.
+    """
+    tokens = [str(token) for token in example.get("tokens") or []]
+    values = [number(value) for value in example.get("activations") or []]
+    values = (values + [None] * len(tokens))[: len(tokens)]
+    peak = example.get("peak")
+    if not isinstance(peak, int) or not 0 <= peak < len(tokens):
+        peak = max(range(len(tokens)), key=lambda i: values[i] or 0.0, default=0)
+    start, stop = _window(tokens, peak)
+    silent = [token.isspace() and not value for token, value in zip(tokens, values, strict=True)]
+    while start < peak and silent[start]:
+        start += 1
+    while stop > peak + 1 and silent[stop - 1]:
+        stop -= 1
+    parts = [_CUT] if start > 0 else []
+    for i in range(start, stop):
+        value = values[i] or 0.0
+        parts.append(
+            _token(tokens[i], value, full=full, is_peak=i == peak) if value > 0 or i == peak else _plain(tokens[i])
+        )
+    parts += [_CUT] if stop < len(tokens) else []
+    return {"html": Markup("".join(parts)), "peak": show(values[peak] if tokens else None, "quantity")}
+
+
+def _window(tokens: list[str], peak: int) -> tuple[int, int]:
+    """First token and one past the last of an excerpt that holds the peak: few tokens, few lines."""
+    start, n_lines = peak, 0
+    while start > max(0, peak - MOST_TOKENS_BEFORE):
+        n_lines += tokens[start - 1].count("\n")
+        if n_lines > MOST_LINES_BEFORE:
+            break
+        start -= 1
+    stop, n_lines = min(peak + 1, len(tokens)), tokens[peak].count("\n") if tokens else 0
+    while stop < min(len(tokens), peak + 1 + MOST_TOKENS_AFTER) and n_lines <= MOST_LINES_AFTER:
+        n_lines += tokens[stop].count("\n")
+        stop += 1
+    return start, stop
+
+
+def _plain(text: str) -> str:
+    """A token that did not fire, as HTML."""
+    return escape(_visible(text)).replace("\n", _LINE_BREAK + "\n")
+
+
+def _token(text: str, value: float, *, full: float, is_peak: bool) -> str:
+    """A token that fired, as HTML. A line break ends its mark and a new one begins, so that no box spans two lines."""
+    shade = min(N_SHADES, math.ceil(N_SHADES * value / full)) if value > 0 and full > 0 else 0
+    mark = f'<mark class="a{shade}{" peak" if is_peak else ""}" title="{show(value, "quantity")}">'
+    html = ""
+    for piece in filter(None, re.split("(\n)", _visible(text))):
+        html += f"{mark}{_LINE_BREAK}</mark>\n" if piece == "\n" else f"{mark}{escape(piece)}</mark>"
+    return html
+
+
+def _visible(text: str) -> str:
+    return _HIDDEN.sub(lambda hidden: f"⟨{ord(hidden[0]):X}⟩", text.replace("\r\n", "\n"))
