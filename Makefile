@@ -32,8 +32,9 @@ format: .venv/.installed-dev  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.installed-dev  ## time the SAE step and the stream on this machine
-	@set -e; for program in $$(grep -l __main__ benchmarks/*.py); do echo "== $$program"; $(BIN)/python $$program; done
+bench: .venv/.installed-dev  ## time the SAE step and the stream on this machine (peers too, where installed)
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/stream.py
 
 clean:  ## remove caches and build products, never runs, models or .venv
 	rm -rf dist build/lib build/bdist.* .pytest_cache .ruff_cache src/*.egg-info

@@ -3,14 +3,14 @@
     python scripts/train_demo_model.py --steps 4000           # about an hour and a half on 2 cores in fp32
     python scripts/train_demo_model.py --steps 4000 --export  # write the checkpoint so far as the package's model
 
-The run is resumable: it keeps `build/demo-model/checkpoint.pt` and goes on from there. GPT-NeoX (Pythia's architecture),
-8 layers of width 192, untied embeddings, a byte-level BPE vocabulary of 4096, context 256: 5.1 million parameters.
+The run is resumable: it keeps `build/demo-model/checkpoint.pt` and goes on from there. GPT-NeoX (Pythia's
+architecture), 8 layers of width 192, untied embeddings, a byte-level BPE vocabulary of 4096, context 256: 5.1 million
+parameters.
 """
 
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections import Counter
@@ -202,7 +202,7 @@ def load_or_make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 def save_checkpoint(path: Path, state: dict[str, object]) -> None:
     torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    path.with_suffix(".tmp").replace(path)
 
 
 def main() -> None:

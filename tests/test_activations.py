@@ -69,7 +69,8 @@ def test_sites_stay_aligned(lm):
 
 def test_stream_is_deterministic_and_depends_on_the_seed(lm):
     first, again, other = (
-        all_rows(open_stream(lm).shuffled(batch_size=32, n_epochs=1, seed=seed).batches())["layers.1"] for seed in (0, 0, 1)
+        all_rows(open_stream(lm).shuffled(batch_size=32, n_epochs=1, seed=seed).batches())["layers.1"]
+        for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -98,7 +99,9 @@ def test_resuming_runs_the_model_on_what_is_in_the_buffer_only(lm):
 
 
 def test_epochs_and_a_number_of_tokens(lm):
-    assert sum(len(b["layers.0"]) for b in open_stream(lm).shuffled(batch_size=32, n_epochs=3, seed=0).batches()) == 1920
+    assert (
+        sum(len(b["layers.0"]) for b in open_stream(lm).shuffled(batch_size=32, n_epochs=3, seed=0).batches()) == 1920
+    )
     short = all_rows(open_stream(lm, n_tokens=200).shuffled(batch_size=50, n_epochs=2, seed=0).batches())["layers.0"]
     assert len(short) == 400
     assert len(torch.unique(short.mul(1e4).round(), dim=0)) <= 200, "an epoch is the first 200 rows, read twice"

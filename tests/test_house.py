@@ -21,10 +21,21 @@ LAYERS = (
     ("words", ("strata.shapes", "strata.durations", "strata.errors")),
     ("intent", ("strata.config", "strata.recipes")),
     ("mathematics", ("strata.sae", "strata.kernels", "strata.grouping", "strata.costs")),
-    ("world", ("strata.lm", "strata.activations", "strata.checkpoint", "strata.formats", "strata.log")),
+    (
+        "world",
+        ("strata.lm", "strata.activations", "strata.checkpoint", "strata.formats", "strata.log", "strata.memory"),
+    ),
     (
         "programs",
-        ("strata.train", "strata.evaluate", "strata.interpret", "strata.steer", "strata.plan", "strata.doctor"),
+        (
+            "strata.train",
+            "strata.run",
+            "strata.evaluate",
+            "strata.interpret",
+            "strata.steer",
+            "strata.plan",
+            "strata.doctor",
+        ),
     ),
     ("edge", ("strata.cli", "strata.report", "strata.__main__")),
 )

@@ -65,7 +65,7 @@ def oracle(learner: Learner, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     code = reference.topk_code(z, leaves["W_enc"].t(), leaves["b_enc"], leaves["b_dec"], learner.config.k)
     loss = reference.reconstruction_loss(z, code @ leaves["W_dec"] + leaves["b_dec"], keep)
     loss.backward()
-    return loss.detach(), {name: leaf.grad for name, leaf in leaves.items()}  # pyright: ignore
+    return loss.detach(), {name: leaf.grad for name, leaf in leaves.items()}
 
 
 class Recorder:
@@ -83,7 +83,9 @@ def trained_learner(d_in: int, expansion: int, k: int, *, x: Tensor, n_steps: in
     return learner
 
 
-@pytest.mark.parametrize(("n_rows", "d_in", "expansion", "k"), [(64, 16, 16, 8), (33, 12, 5, 60), (5, 3, 7, 4), (9, 8, 4, 1)])
+@pytest.mark.parametrize(
+    ("n_rows", "d_in", "expansion", "k"), [(64, 16, 16, 8), (33, 12, 5, 60), (5, 3, 7, 4), (9, 8, 4, 1)]
+)
 def test_step_has_the_oracles_loss_and_gradients(n_rows, d_in, expansion, k):
     x = torch.randn(n_rows, d_in) * 3 + 5
     learner = trained_learner(d_in, expansion, k, x=x)
@@ -93,7 +95,9 @@ def test_step_has_the_oracles_loss_and_gradients(n_rows, d_in, expansion, k):
     learner.step(x)
     assert learner.statistics()["fvu"] == pytest.approx(loss.item(), rel=1e-4)
     for name, wanted in gradients.items():
-        torch.testing.assert_close(recorder.gradients[name], wanted, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            recorder.gradients[name], wanted, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_sinks_do_not_train():

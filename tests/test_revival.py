@@ -79,7 +79,10 @@ def test_only_dead_latents_get_the_terms_gradient(method):
         learner.step(x)
     assert 0 < learner.dead_share() < 1
     seen = {}
-    learner._revive = lambda u, r, gradients, loss: (seen.update({n: g.clone() for n, g in gradients.items()}), type(learner)._revive(learner, u, r, gradients, loss))[1]
+    learner._revive = lambda u, r, gradients, loss: (
+        seen.update({n: g.clone() for n, g in gradients.items()}),
+        type(learner)._revive(learner, u, r, gradients, loss),
+    )[1]
     updates = {}
     learner.optimizer.step = lambda gradients, lr: updates.update(gradients)
     learner.n_steps_done = 20  # a step at which the list of dead latents is renewed

@@ -96,5 +96,7 @@ def test_saelens_computes_the_same_function(tmp_path):
     sae, x = make_sae(48, 384, 8), torch.randn(100, 48) * 3
     sae.save(tmp_path)
     theirs = sae_lens.SAE.load_from_disk(str(tmp_path))
-    torch.testing.assert_close(theirs.encode(x).to_dense() if theirs.encode(x).is_sparse else theirs.encode(x), sae.encode(x))
+    torch.testing.assert_close(
+        theirs.encode(x).to_dense() if theirs.encode(x).is_sparse else theirs.encode(x), sae.encode(x)
+    )
     torch.testing.assert_close(theirs(x), sae(x))

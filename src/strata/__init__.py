@@ -30,7 +30,18 @@ _HOMES = {
     "collect_activations": "strata.activations.harvest",
     "train_suite": "strata.train",
 }
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "SAE",
+    "Activations",
+    "LanguageModel",
+    "SAEConfig",
+    "SparseCode",
+    "TrainConfig",
+    "Trainer",
+    "UserError",
+    "collect_activations",
+    "train_suite",
+]
 
 
 def __getattr__(name: str) -> Any:

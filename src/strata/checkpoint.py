@@ -28,7 +28,7 @@ def save_checkpoint(folder: Path, *, step: int, state: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     shutil.rmtree(target, ignore_errors=True)
-    os.replace(unfinished, target)
+    unfinished.replace(target)
     for old in folder.iterdir():
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
@@ -47,4 +47,6 @@ def load_checkpoint(folder: Path, *, device: torch.device) -> dict[str, Any]:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise UserError(f"The checkpoint {path} cannot be read ({type(error).__name__}). Remove it or start again.") from error
+        raise UserError(
+            f"The checkpoint {path} cannot be read ({type(error).__name__}). Remove it or start again."
+        ) from error

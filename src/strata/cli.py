@@ -58,8 +58,10 @@ def _train(words: list[str]) -> int:
     config = parse_train(words)
     if config is None:
         return 0
+    from strata.memory import keep_freed_memory
     from strata.report.run import train_and_report
 
+    keep_freed_memory()
     print(train_and_report(config))
     return 0
 
@@ -67,7 +69,8 @@ def _train(words: list[str]) -> int:
 def parse_train(words: Sequence[str]) -> TrainConfig | None:
     """The run that the words after `strata train` describe; None when they asked for help, which is then printed.
 
-    The first word that is no flag names the recipe. Without one it is `demo`, or `default` when --model or --data is given.
+    The first word that is no flag names the recipe. Without one it is `demo`, or `default` when --model or --data is
+    given.
 
     Raises:
         UserError: unknown recipe or flag, or a value that does not fit.
@@ -117,5 +120,3 @@ def _flags(description: type, prefix: str = "") -> list[str]:
         nested = field.default_factory if is_dataclass(field.default_factory) else None
         found += _flags(nested, f"{name}.") if isinstance(nested, type) else [f"--{name}"]
     return found
-
-

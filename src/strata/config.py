@@ -32,19 +32,22 @@ class SAEConfig:
     text_batch_size: int = 32
     """Packed sequences per language-model forward (streaming and collecting)."""
     lr: float | Auto = "auto"
-    """Peak learning rate of Adam; "auto" chooses it from width and batch size (see strata.sae.optim.auto_learning_rate)."""
+    """Peak learning rate of Adam; "auto" chooses it from width and batch size (see
+    strata.sae.optim.auto_learning_rate)."""
     warmup: str = "5%"
     """Linear warm-up from 0, as a duration: "5%", "200 steps", "1M tokens"."""
     decay: str = "30%"
     """Linear decay to 0 at the end of the run, as a duration."""
     revival: Literal["auto", "auxk", "ghost", "none"] = "auto"
-    """What brings dead latents back: "auxk" (Gao et al. 2024), "ghost" (Jermyn & Templeton 2024) or "none"; "auto" is "auxk"."""
+    """What brings dead latents back: "auxk" (Gao et al. 2024), "ghost" (Jermyn & Templeton 2024) or "none"; "auto" is
+    "auxk"."""
     use_ghost_grads: bool = False
     """The same as revival="ghost"."""
     revival_coefficient: float = 1.0
     """Weight of the AuxK term (the paper: 1/32). Ghost gradients scale themselves."""
     dead_feature_window: int | Auto = "auto"
-    """Steps without firing after which a latent counts as dead; "auto" is 1000 or a quarter of the run, whichever is less."""
+    """Steps without firing after which a latent counts as dead; "auto" is 1000 or a quarter of the run, whichever is
+    less."""
     seed: int = 0
     """Seed of the initial weights and of the shuffling."""
 
@@ -53,7 +56,9 @@ class SAEConfig:
             value = getattr(self, name)
             _require(value >= 1, f"SAEConfig.{name}", "be at least 1", value, "Give a positive number.")
         if self.lr != "auto":
-            _require(self.lr > 0, "SAEConfig.lr", "be above 0", self.lr, 'Give a learning rate such as 1e-3, or "auto".')
+            _require(
+                self.lr > 0, "SAEConfig.lr", "be above 0", self.lr, 'Give a learning rate such as 1e-3, or "auto".'
+            )
         if self.dead_feature_window != "auto":
             window = self.dead_feature_window
             _require(window >= 1, "SAEConfig.dead_feature_window", "be at least 1 step", window, 'Or give "auto".')
@@ -83,7 +88,11 @@ class SAEConfig:
         """
         d_sae = self.expansion_factor * d_in
         _require(
-            self.k <= d_sae, "SAEConfig.k", "be in [1, d_sae]", f"k={self.k} with d_sae={d_sae}", "Lower k or widen the SAE."
+            self.k <= d_sae,
+            "SAEConfig.k",
+            "be in [1, d_sae]",
+            f"k={self.k} with d_sae={d_sae}",
+            "Lower k or widen the SAE.",
         )
         return d_sae
 
@@ -107,11 +116,13 @@ class TrainConfig:
     model: str = "demo"
     """The language model: "demo" (embedded), a Hugging Face id, or a local folder."""
     data: str = "stdlib"
-    """The text: "stdlib" (the Python standard library's source), a file or folder (txt, jsonl, parquet), or a Hugging Face dataset id."""
+    """The text: "stdlib" (the Python standard library's source), a file or folder (txt, jsonl, parquet), or a Hugging
+    Face dataset id."""
     sites: tuple[str, ...] = ("middle",)
     """Where to read activations, e.g. layers.6 layers.6.mlp; "middle" is the middle layer, "all" every layer."""
     n_tokens: int | Literal["all"] = "all"
-    """Rows of each site to train on in one epoch; "all" is the whole text (counted first). A shorter text is read again."""
+    """Rows of each site to train on in one epoch; "all" is the whole text (counted first). A shorter text is read
+    again."""
     context_tokens: int = 256
     """Length of the packed sequences, in tokens."""
     buffer_tokens: int | Auto = "auto"
@@ -143,7 +154,9 @@ class TrainConfig:
         for name in ("held_out_tokens", "log_every_steps", "checkpoint_every_steps"):
             value = getattr(self, name)
             _require(value >= 1, name, "be at least 1", value, "Give a positive number.")
-        _require(self.context_tokens >= 2, "context_tokens", "be at least 2", self.context_tokens, "128 to 1024 is usual.")
+        _require(
+            self.context_tokens >= 2, "context_tokens", "be at least 2", self.context_tokens, "128 to 1024 is usual."
+        )
         if self.n_tokens != "all":
             rule = f"be at least one batch of {self.sae.batch_size} rows"
             _require(self.n_tokens >= self.sae.batch_size, "n_tokens", rule, self.n_tokens, "Lower sae.batch_size.")

@@ -1,11 +1,15 @@
-"""The exceptions that a user can meet. Each message is one sentence or two: the setting, the rule, what was given, the way out."""
+"""The exceptions that a user can meet. Each message is one sentence or two: the setting, the rule, what was given, the
+way out.
+"""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user can mend: a setting, a file, a text. The command line prints it without a traceback and exits with 2."""
+    """Something the user can mend: a setting, a file, a text. The command line prints it without a traceback and exits
+    with 2.
+    """
 
 
 class MissingExtraError(UserError):
@@ -18,18 +22,22 @@ class MissingExtraError(UserError):
     """
 
     def __init__(self, library: str, *, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the library `{library}`. Install it with `pip install 'strata-sae[{extra}]'`.")
+        super().__init__(
+            f"{purpose} needs the library `{library}`. Install it with `pip install 'strata-sae[{extra}]'`."
+        )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error sentence on an unknown name: the nearest known one if there is one near, and all of them if they are few.
+    """The end of an error sentence on an unknown name: the nearest known one if there is one near, and all of them if
+    they are few.
 
     Args:
         name: what was given.
         known: the names that would have been right.
 
     Returns:
-        Text that starts with a space or is empty, e.g. ``" Did you mean 'layers.3'? Known are: 'layers.0', 'layers.1'."``.
+        Text that starts with a space or is empty, e.g. ``" Did you mean 'layers.3'? Known are: 'layers.0',
+        'layers.1'."``.
     """
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)

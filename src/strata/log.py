@@ -69,7 +69,8 @@ class Progress:
             from rich.progress import Progress as Bar
 
             columns = (
-                TextColumn("training"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[summary]}"),
+                TextColumn("training"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TextColumn("{task.fields[summary]}"),
                 TextColumn("left"), TimeRemainingColumn(),
             )  # fmt: skip
             self._bar = Bar(*columns, console=Console(stderr=True))

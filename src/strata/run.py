@@ -100,11 +100,14 @@ def _check_folder(folder: Path, config: TrainConfig) -> None:
         raise UserError(f"`resume` needs the folder of a run. {folder} holds none. Leave resume out to start one.")
     if occupied and not (config.resume or config.overwrite):
         raise UserError(
-            f"`out` must be a new folder. {folder} exists already. Give another with --out, go on with --resume, or replace it with"
+            f"`out` must be a new folder. {folder} exists already. Give another with --out, go on with --resume, or"
+            f" replace it with"
             " --overwrite."
         )
     if occupied and config.overwrite and not (folder / "run.json").exists():
-        raise UserError(f"`overwrite` deletes folders of runs only. {folder} holds no run.json. Give another path with --out.")
+        raise UserError(
+            f"`overwrite` deletes folders of runs only. {folder} holds no run.json. Give another path with --out."
+        )
 
 
 def _record(config: TrainConfig, lm: LanguageModel, stream: Stream, folder: Path) -> dict[str, Any]:
@@ -131,7 +134,9 @@ def _record(config: TrainConfig, lm: LanguageModel, stream: Stream, folder: Path
         folder.mkdir(parents=True, exist_ok=True)
         _write_record(folder, record)
     except OSError as error:
-        raise UserError(f"`out` must be a folder that can be written. {folder}: {error.strerror}. Give another path.") from error
+        raise UserError(
+            f"`out` must be a folder that can be written. {folder}: {error.strerror}. Give another path."
+        ) from error
     return record
 
 
@@ -141,13 +146,15 @@ def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
     changed = [key for key in new if old.get(key) != new[key]]
     changed += [key for key in ("model", "text") if before.get(key) != _plain(now[key])]
     if changed:
-        raise UserError(f"`resume` needs the settings, model and text of the run before. Changed: {', '.join(changed)}.")
+        raise UserError(
+            f"`resume` needs the settings, model and text of the run before. Changed: {', '.join(changed)}."
+        )
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
     unfinished = folder / ".run.json.unfinished"
     unfinished.write_text(json.dumps(_plain(record), indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / "run.json")
+    unfinished.replace(folder / "run.json")
 
 
 def _plain(value: Any) -> Any:
@@ -178,4 +185,6 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -1,7 +1,7 @@
 """The vocabulary of axes, and the sparse code that every part of the house passes on.
 
-Axes: ``rows`` activations in a batch · ``batch`` sequences · ``seq`` positions · ``d_in`` width of the language model at a site ·
-``d_sae`` latents · ``k`` entries of a sparse code per row.
+Axes: ``rows`` activations in a batch · ``batch`` sequences · ``seq`` positions · ``d_in`` width of the language model
+at a site · ``d_sae`` latents · ``k`` entries of a sparse code per row.
 """
 
 from dataclasses import dataclass

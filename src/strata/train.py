@@ -64,7 +64,7 @@ def train(
     config: SAEConfig,
     *,
     init: dict[str, SAE] | None = None,
-    recording: Recording = Recording(),  # noqa: B008  a frozen description
+    recording: Recording = Recording(),
     metadata: dict[str, dict[str, Any]] | None = None,
 ) -> Trained:
     """Train one SAE per site of the source, side by side on the same batches.
@@ -77,18 +77,22 @@ def train(
         metadata: by site, what the SAEs say of their origin.
 
     Raises:
-        UserError: fewer rows than one batch, k larger than d_sae, activations that are not finite, or nothing to resume.
+        UserError: fewer rows than one batch, k larger than d_sae, activations that are not finite, or nothing to
+            resume.
     """
     n_steps = source.n_rows() * config.num_epochs // config.batch_size
     if n_steps == 0:
         raise UserError(
-            f"The text must give at least one batch of `batch_size`={config.batch_size} rows. It gives {source.n_rows()} a pass."
+            f"The text must give at least one batch of `batch_size`={config.batch_size} rows. It gives"
+            f" {source.n_rows()} a pass."
             " Give more text or lower batch_size."
         )
     rows = source.shuffled(batch_size=config.batch_size, n_epochs=config.num_epochs, seed=config.seed)
     learners = _make_learners(rows, config, n_steps=n_steps, init=init or {})
     first_step, seconds_before = _restore(learners, recording)
-    seconds = _loop(learners, rows, config, recording=recording, steps=(first_step, n_steps), seconds_before=seconds_before)
+    seconds = _loop(
+        learners, rows, config, recording=recording, steps=(first_step, n_steps), seconds_before=seconds_before
+    )
     window_rows = {site: learner.window_steps * config.batch_size for site, learner in learners.items()}
     return Trained(
         saes={site: learner.finish((metadata or {}).get(site)) for site, learner in learners.items()},
@@ -98,9 +102,7 @@ def train(
     )
 
 
-def _make_learners(
-    rows: ShuffledRows, config: SAEConfig, *, n_steps: int, init: dict[str, SAE]
-) -> dict[str, Learner]:
+def _make_learners(rows: ShuffledRows, config: SAEConfig, *, n_steps: int, init: dict[str, SAE]) -> dict[str, Learner]:
     sample = rows.sample(_NORMALIZATION_ROWS)
     return {
         site: Learner(
@@ -166,13 +168,18 @@ def _check_finite(statistics: dict[str, dict[str, float]], *, step: int) -> None
     for site, values in statistics.items():
         if not values["loss"] < float("inf"):  # NaN too
             raise UserError(
-                f"Activations must be finite and the training stable. The loss of {site} is {values['loss']} at step {step}."
+                f"Activations must be finite and the training stable. The loss of {site} is {values['loss']} at step"
+                f" {step}."
                 " Lower lr, or load the language model in fp32 or bf16."
             )
 
 
 def _save(learners: dict[str, Learner], folder: Path, *, step: int, seconds: float) -> None:
-    state = {"step": step, "seconds": seconds, "learners": {site: learner.state() for site, learner in learners.items()}}
+    state = {
+        "step": step,
+        "seconds": seconds,
+        "learners": {site: learner.state() for site, learner in learners.items()},
+    }
     save_checkpoint(folder / "checkpoints", step=step, state=state)
 
 
@@ -184,7 +191,9 @@ def _restore(learners: dict[str, Learner], recording: Recording) -> tuple[int, f
     device = next(iter(learners.values())).last_fired_step.device
     state = load_checkpoint(recording.folder / "checkpoints", device=device)
     if set(state["learners"]) != set(learners):
-        raise UserError(f"`resume` needs the sites of the run before: {', '.join(state['learners'])}. Got {', '.join(learners)}.")
+        raise UserError(
+            f"`resume` needs the sites of the run before: {', '.join(state['learners'])}. Got {', '.join(learners)}."
+        )
     for site, learner in learners.items():
         learner.load_state(state["learners"][site])
     return state["step"], state["seconds"]
@@ -214,7 +223,8 @@ class Trainer:
         source = Activations.of(acts)
         if len(source.sites) != 1:
             raise UserError(
-                f"`Trainer.train` takes the activations of one site. Got {', '.join(source.sites)}. Give acts['{source.sites[0]}'],"
+                f"`Trainer.train` takes the activations of one site. Got {', '.join(source.sites)}. Give"
+                f" acts['{source.sites[0]}'],"
                 " or use strata.train_suite."
             )
         site = source.sites[0]
@@ -224,7 +234,9 @@ class Trainer:
 
 
 def origins(source: RowSource) -> dict[str, dict[str, Any]]:
-    """What the SAEs of a source say of where they come from, by site: the names under which SAELens and SAEBench look for it."""
+    """What the SAEs of a source say of where they come from, by site: the names under which SAELens and SAEBench look
+    for it.
+    """
     description = source.describe()
     model, text = description.get("model", {}), description.get("text", {})
     return {
@@ -244,7 +256,9 @@ def origins(source: RowSource) -> dict[str, dict[str, Any]]:
 
 
 def _hook_name(site: str) -> str:
-    """TransformerLens' name of a residual or sub-block site, by which SAELens, SAEBench and Neuronpedia know it; else the site itself."""
+    """TransformerLens' name of a residual or sub-block site, by which SAELens, SAEBench and Neuronpedia know it; else
+    the site itself.
+    """
     parts = site.split(".")
     hooks = {(): "hook_resid_post", ("mlp",): "hook_mlp_out", ("attn",): "hook_attn_out"}
     if len(parts) in (2, 3) and parts[0] == "layers" and tuple(parts[2:]) in hooks:

@@ -1,9 +1,9 @@
 """Which row goes where in the shuffle buffer: bookkeeping alone, without a single activation.
 
-Slots hold rows. A step takes a few slots of a random order; freed slots are filled with new rows at once, a forward batch at a time; when half
-of the buffer has been taken, all rows in it are put into a new random order. So every step's work is O(batch), the language model
-runs evenly, and the whole schedule follows from the seed and the number of rows in each forward batch: a run that is resumed
-repeats it without the language model.
+Slots hold rows. A step takes a few slots of a random order; freed slots are filled with new rows at once, a forward
+batch at a time; when half of the buffer has been taken, all rows in it are put into a new random order. So every step's
+work is O(batch), the language model runs evenly, and the whole schedule follows from the seed and the number of rows in
+each forward batch: a run that is resumed repeats it without the language model.
 """
 
 import numpy as np

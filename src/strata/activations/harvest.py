@@ -15,7 +15,9 @@ from strata.lm.precision import fast_dtype
 from strata.lm.text import open_texts
 from strata.lm.tokens import TokenBatch, TokenStream
 
-_LONGEST_CONTEXT = 1024  # of packed sequences when no length is given: longer ones cost more attention for the same rows
+_LONGEST_CONTEXT = (
+    1024  # of packed sequences when no length is given: longer ones cost more attention for the same rows
+)
 STORED_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -84,11 +86,15 @@ def collect(
         if n_tokens is not None and n_rows >= n_tokens:
             break
     if n_rows == 0:
-        raise UserError("The text must hold at least one token that is neither pad nor special. It holds none. Give more text.")
+        raise UserError(
+            "The text must hold at least one token that is neither pad nor special. It holds none. Give more text."
+        )
     collected = {site: torch.cat(parts.pop(site)) for site in sites}
     overflown = [site for site, tensor in collected.items() if dtype == "fp16" and not bool(tensor.isfinite().all())]
     if overflown:
-        raise UserError(f'`dtype` "fp16" is too narrow for the activations of {overflown[0]}. Use dtype="bf16" or "fp32".')
+        raise UserError(
+            f'`dtype` "fp16" is too narrow for the activations of {overflown[0]}. Use dtype="bf16" or "fp32".'
+        )
     return collected
 
 

@@ -18,6 +18,7 @@ from strata.lm.tokens import TokenBatch, TokenStream
 
 _BUFFER_ROWS = 65_536  # shuffle buffer when no size is given, unless the batches are larger
 
+
 class Stream:
     """A source of rows that runs the language model just ahead of the training.
 
@@ -25,8 +26,8 @@ class Stream:
         lm: the language model.
         tokens: its text, packed.
         sites: where to read; all sites from one pass.
-        n_tokens: rows of one epoch; None takes the whole text, which is then tokenised and counted first (its token ids are kept:
-            4 bytes a token). A text with fewer rows is read again from its start.
+        n_tokens: rows of one epoch; None takes the whole text, which is then tokenised and counted first (its token ids
+            are kept: 4 bytes a token). A text with fewer rows is read again from its start.
         buffer_tokens: rows per site in the shuffle buffer; None is 65,536, or 4 batches where that is more.
         lm_dtype: precision of the forward: "auto", "fp32" or "bf16".
     """
@@ -66,7 +67,8 @@ class Stream:
             return max(_BUFFER_ROWS, 4 * max(batch_size, forward_rows))
         if self._buffer_tokens < batch_size + forward_rows:
             raise UserError(
-                f"`buffer_tokens` must hold one training batch ({batch_size} rows) and one forward batch ({forward_rows} tokens)."
+                f"`buffer_tokens` must hold one training batch ({batch_size} rows) and one forward batch"
+                f" ({forward_rows} tokens)."
                 f" Got {self._buffer_tokens}. Give at least {batch_size + forward_rows}, or lower text_batch_size."
             )
         return self._buffer_tokens
@@ -135,7 +137,9 @@ class _StreamedRows:
             yield self._read(slots)
 
     def _skip(self, n_steps: int) -> None:
-        """Repeat the bookkeeping of the first steps without the language model, then make the rows that are still in the buffer."""
+        """Repeat the bookkeeping of the first steps without the language model, then make the rows that are still in
+        the buffer.
+        """
         passed: dict[int, TokenBatch] = {}
         for _ in range(n_steps):
             self._fill(passed)
@@ -151,7 +155,9 @@ class _StreamedRows:
                 self._write(slots, {site: tensor[rows.to(tensor.device)] for site, tensor in harvested.items()})
 
     def _fill(self, passed: dict[int, TokenBatch] | None = None) -> None:
-        """Put forward batches into the buffer while they fit; with `passed`, only note them there instead of running the model."""
+        """Put forward batches into the buffer while they fit; with `passed`, only note them there instead of running
+        the model.
+        """
         while True:
             if self._waiting is None:
                 self._waiting = next(self._incoming, None)

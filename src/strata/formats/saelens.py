@@ -1,7 +1,8 @@
 """SAELens' folder format (version 6): cfg.json and sae_weights.safetensors. It is Strata's own format too.
 
-`sae_lens.SAE.load_from_disk` opens a folder written here and computes the same function of raw activations: normalisation is folded in
-(`normalize_activations` "none"), decoder rows have unit norm (so `rescale_acts_by_decoder_norm` is false), `apply_b_dec_to_input` is true.
+`sae_lens.SAE.load_from_disk` opens a folder written here and computes the same function of raw activations:
+normalisation is folded in (`normalize_activations` "none"), decoder rows have unit norm (so
+`rescale_acts_by_decoder_norm` is false), `apply_b_dec_to_input` is true.
 """
 
 import json
@@ -59,7 +60,8 @@ def load(folder: Path) -> SAE:
     """Read a TopK SAE from a folder in this format, also one that SAELens wrote.
 
     Raises:
-        UserError: a missing or damaged file, another architecture, or settings under which the tensors mean something else.
+        UserError: a missing or damaged file, another architecture, or settings under which the tensors mean something
+            else.
     """
     config = _read_config(folder)
     tensors = _read_tensors(folder)
@@ -83,7 +85,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"An SAE's folder must hold {CONFIG}. {folder} holds none. Is it a folder that `save` wrote?") from error
+        raise UserError(
+            f"An SAE's folder must hold {CONFIG}. {folder} holds none. Is it a folder that `save` wrote?"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} must be JSON. It is not: {error}. Write the SAE again.") from error
     missing = [key for key in ("architecture", "d_in", "d_sae", "dtype") if key not in config]
@@ -108,9 +112,11 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def _check(config: dict[str, Any], folder: Path) -> None:
     if config["architecture"] != "topk":
-        raise UserError(f'Only "topk" SAEs can be read. {folder} is {config["architecture"]!r}. Open it with its own library.')
+        raise UserError(
+            f'Only "topk" SAEs can be read. {folder} is {config["architecture"]!r}. Open it with its own library.'
+        )
     if config.get("normalize_activations", "none") not in ("none", "expected_average_only_in"):
         raise UserError(
-            f"`normalize_activations` must be folded into the weights (\"none\"). {folder} has"
+            f'`normalize_activations` must be folded into the weights ("none"). {folder} has'
             f" {config['normalize_activations']!r}. Fold it with the library that wrote it."
         )

@@ -1,7 +1,7 @@
 """The fast step's kernels in pure PyTorch, for CPU and CUDA alike: one dense product, then only what fired.
 
-Every function equals `kernels.reference` in values and gradients (`tests/test_kernels.py`). Weights are held feature by feature,
-[d_sae d_in], so that a latent's row is contiguous.
+Every function equals `kernels.reference` in values and gradients (`tests/test_kernels.py`). Weights are held feature by
+feature, [d_sae d_in], so that a latent's row is contiguous.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ Rows = Float[Tensor, "rows d_in"]
 Values = Float[Tensor, "rows k"]
 Indices = Int[Tensor, "rows k"]
 
-# Scores of one chunk of rows live in a buffer of at most this many bytes. Measured on 2 cores, d_in 384, d_sae 6144, fp32: 256 rows
-# a chunk 0.139 s, 1024 rows 0.111 s, all 4096 in one piece 0.108 s, while the selection prefers small chunks (they stay in cache).
+# Scores of one chunk of rows live in a buffer of at most this many bytes. Measured on 2 cores, d_in 384, d_sae 6144,
+# fp32: 256 rows a chunk 0.139 s, 1024 rows 0.111 s, all 4096 in one piece 0.108 s, while the selection prefers small
+# chunks (they stay in cache).
 _CHUNK_BYTES = 24 * 2**20
 
 
@@ -36,9 +37,11 @@ class TransposedCode:
 
 
 def group_size(d_sae: int, k: int) -> int:
-    """Size of the groups of latents in the two-level top-k: the power of two that divides d_sae and is nearest to √(d_sae/k).
+    """Size of the groups of latents in the two-level top-k: the power of two that divides d_sae and is nearest to
+    √(d_sae/k).
 
-    The work per row is about d_sae/size for the first level and k·size for the second. Returns 1 where groups cannot help.
+    The work per row is about d_sae/size for the first level and k·size for the second. Returns 1 where groups cannot
+    help.
     """
     best = 1
     size = 2
@@ -51,9 +54,9 @@ def group_size(d_sae: int, k: int) -> int:
 def topk_rows(scores: Float[Tensor, "rows d_sae"], k: int) -> tuple[Values, Indices]:
     """The k largest of each row, exactly, in no particular order, in one streaming pass over the scores.
 
-    The k largest of a row lie in the k groups with the largest maxima: at most k groups can hold a member of the top k, and each such
-    group's maximum is at least the k-th largest value. Groups are strided (latent j belongs to group j mod n_groups), so that the
-    maximum over a group's members runs along contiguous memory.
+    The k largest of a row lie in the k groups with the largest maxima: at most k groups can hold a member of the top k,
+    and each such group's maximum is at least the k-th largest value. Groups are strided (latent j belongs to group j
+    mod n_groups), so that the maximum over a group's members runs along contiguous memory.
     """
     n_rows, d_sae = scores.shape
     size = group_size(d_sae, k)
@@ -104,7 +107,9 @@ def pick_pre(z: Rows, W_enc: Weight, bias: Float[Tensor, " d_sae"], indices: Ind
 
 
 def rowwise_dot(a: Rows, weight: Weight, indices: Indices) -> Values:
-    """⟨a_row, weight[j]⟩ for each row's k latents j, by the per-sample-weights backward of `embedding_bag`: no [rows k d_in] gather."""
+    """⟨a_row, weight[j]⟩ for each row's k latents j, by the per-sample-weights backward of `embedding_bag`: no [rows k
+    d_in] gather.
+    """
     n_rows, k = indices.shape
     flat = indices.reshape(-1)
     offsets = torch.arange(0, n_rows * k, k, device=a.device)
@@ -128,7 +133,9 @@ def transpose_code(indices: Indices, d_sae: int) -> TransposedCode:
 
 
 def weight_gradient(weights: Values, inputs: Rows, code: TransposedCode) -> Weight:
-    """Σ_rows weights[row, j]·inputs[row] for every latent j: the gradient of decoder (inputs = ∂L/∂ẑ) and encoder (inputs = z)."""
+    """Σ_rows weights[row, j]·inputs[row] for every latent j: the gradient of decoder (inputs = ∂L/∂ẑ) and encoder
+    (inputs = z).
+    """
     ordered = weights.reshape(-1)[code.entries]
     return torch.nn.functional.embedding_bag(
         code.rows, inputs, offsets=code.starts, per_sample_weights=ordered, mode="sum"

@@ -1,4 +1,6 @@
-"""The dense oracle: one training step's loss in plain autograd, which judges every fast path in values and gradients."""
+"""The dense oracle: one training step's loss in plain autograd, which judges every fast path in values and
+gradients.
+"""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,7 +13,9 @@ def topk_code(
     b_dec: Float[Tensor, " d_in"],
     k: int,
 ) -> Float[Tensor, "rows d_sae"]:
-    """ReLU of the k largest pre-activations (z − b_dec) W_enc + b_enc per row, zero elsewhere (Gao et al. 2024, section 2.2)."""
+    """ReLU of the k largest pre-activations (z − b_dec) W_enc + b_enc per row, zero elsewhere (Gao et al. 2024, section
+    2.2).
+    """
     pre = (z - b_dec) @ W_enc + b_enc
     top = pre.topk(k, dim=-1)
     return pre.new_zeros(pre.shape).scatter(-1, top.indices, top.values.relu())

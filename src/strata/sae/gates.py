@@ -1,4 +1,6 @@
-"""Gates: the nonlinearity that turns pre-activations into a sparse code. A new gate is a class here and a row in GATES."""
+"""Gates: the nonlinearity that turns pre-activations into a sparse code. A new gate is a class here and a row in
+GATES.
+"""
 
 from dataclasses import dataclass
 from typing import Any

@@ -23,8 +23,8 @@ _REVIVAL_REFRESH_STEPS = 10  # steps between two looks for dead latents
 class Learner:
     """One SAE in training, in the normalised space of its site.
 
-    The rows of the step are shifted by b_dec once, which folds it out of encoder and decoder: with u = z − b_dec the code is
-    gate(u W_enc + b_enc) and the residual u − code W_dec.
+    The rows of the step are shifted by b_dec once, which folds it out of encoder and decoder: with u = z − b_dec the
+    code is gate(u W_enc + b_enc) and the residual u − code W_dec.
 
     Args:
         config: the SAE and its training.
@@ -62,7 +62,9 @@ class Learner:
         self._sums = torch.zeros(5, device=device)  # loss, fvu, active entries, kept rows, steps since the last reading
 
     def _random_weights(self, sample: Tensor) -> dict[str, Tensor]:
-        """Random unit decoder rows; the encoder is their transpose, scaled so that first reconstructions have the right length."""
+        """Random unit decoder rows; the encoder is their transpose, scaled so that first reconstructions have the right
+        length.
+        """
         d_in = sample.shape[1]
         generator = torch.Generator().manual_seed(self.config.seed)
         W_dec = torch.randn(self.d_sae, d_in, generator=generator).to(sample.device)
@@ -72,13 +74,19 @@ class Learner:
         code = self.gate.select(z, W_dec, zeros)
         z_hat = kernels.decode(code.values, code.indices, W_dec)
         scale = (z * z_hat).sum() / z_hat.square().sum().clamp_min(1e-12)
-        return {"W_enc": W_dec * scale, "b_enc": zeros, "W_dec": W_dec, "b_dec": torch.zeros(d_in, device=sample.device)}
+        return {
+            "W_enc": W_dec * scale,
+            "b_enc": zeros,
+            "W_dec": W_dec,
+            "b_dec": torch.zeros(d_in, device=sample.device),
+        }
 
     def _weights_of(self, init: SAE, d_in: int) -> dict[str, Tensor]:
         """The SAE's weights in this site's normalised space: the inverse of `finish`."""
         if (init.d_in, init.d_sae) != (d_in, self.d_sae):
             raise UserError(
-                f"`init` must have the shape that the config asks for. Got d_in={init.d_in}, d_sae={init.d_sae}; wanted d_in={d_in},"
+                f"`init` must have the shape that the config asks for. Got d_in={init.d_in}, d_sae={init.d_sae};"
+                f" wanted d_in={d_in},"
                 f" d_sae={self.d_sae}. Set expansion_factor={init.d_sae // init.d_in}."
             )
         mean, scale = self.normalization.mean, self.normalization.scale
@@ -92,7 +100,9 @@ class Learner:
 
     @torch.no_grad()
     def step(self, x: Float[Tensor, "rows d_in"]) -> None:
-        """Train on one batch of raw activations. Reads nothing back from the device but, every few steps, the list of dead latents."""
+        """Train on one batch of raw activations. Reads nothing back from the device but, every few steps, the list of
+        dead latents.
+        """
         p = self.params
         keep = (~self.normalization.is_sink(x)).float()
         u = self.normalization.apply(x).sub_(p["b_dec"])
@@ -112,7 +122,9 @@ class Learner:
         }
         gradients["b_dec"] = d_output.sum(0) - gradients["b_enc"] @ p["W_enc"]
         total = loss + self._revive(u, residual, gradients, loss)
-        self._record(values, code.indices, torch.stack([total, loss, (values > 0).sum(), n_kept, torch.ones_like(loss)]))
+        self._record(
+            values, code.indices, torch.stack([total, loss, (values > 0).sum(), n_kept, torch.ones_like(loss)])
+        )
         self.optimizer.step(gradients, lr=self.schedule.at(self.n_steps_done))
         self.n_steps_done += 1
 
@@ -151,7 +163,9 @@ class Learner:
         return (self.n_steps_done - self.last_fired_step > self.window_steps).float().mean().item()
 
     def statistics(self) -> dict[str, float]:
-        """Means since the last call: loss (with the revival term), fvu, l0; and the dead share now. Waits for the device."""
+        """Means since the last call: loss (with the revival term), fvu, l0; and the dead share now. Waits for the
+        device.
+        """
         total, loss, active, kept, steps = self._sums.tolist()
         self._sums.zero_()
         steps = max(steps, 1)
@@ -163,7 +177,9 @@ class Learner:
         }
 
     def finish(self, metadata: dict[str, Any] | None = None) -> SAE:
-        """The SAE in the model's own scale, normalisation folded into the biases (design, section 5). Copies; training can go on."""
+        """The SAE in the model's own scale, normalisation folded into the biases (design, section 5). Copies; training
+        can go on.
+        """
         mean, scale, p = self.normalization.mean, self.normalization.scale, self.params
         return SAE(
             W_enc=p["W_enc"].clone().t(),

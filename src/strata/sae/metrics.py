@@ -12,7 +12,8 @@ Scalar = Float[Tensor, ""]
 
 
 def fvu(x: Rows, x_hat: Rows) -> Scalar:
-    """Fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − mean‖² with the mean taken per dimension over all rows, in [0, ∞).
+    """Fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − mean‖² with the mean taken per dimension over all rows, in
+    [0, ∞).
 
     The mean predictor scores 1 whatever the batching.
     """
@@ -61,13 +62,16 @@ def ce_loss_score(*, ce_zero: float, ce_sae: float, ce_clean: float) -> float:
         ce_sae: with the site replaced by its reconstruction.
         ce_clean: of the model as it is.
 
-    Differs: peers keep special tokens in the spliced run but ablate them in the zero run; here both leave them as they are.
+    Differs: peers keep special tokens in the spliced run but ablate them in the zero run; here both leave them as they
+    are.
     """
     return (ce_zero - ce_sae) / (ce_zero - ce_clean)
 
 
 def kl_div_score(*, kl_zero: float, kl_sae: float) -> float:
-    """(KL_zero − KL_sae)/KL_zero with KL(clean ‖ changed) in nats per token, by log-softmax. Differs: softmax then log gives NaN."""
+    """(KL_zero − KL_sae)/KL_zero with KL(clean ‖ changed) in nats per token, by log-softmax. Differs: softmax then log
+    gives NaN.
+    """
     return (kl_zero - kl_sae) / kl_zero
 
 

@@ -16,8 +16,9 @@ from strata.shapes import SparseCode
 class SAE(nn.Module):
     """A sparse autoencoder on raw activations: code = gate((x − b_dec) W_enc + b_enc), x̂ = code W_dec + b_dec.
 
-    The normalisation of training is folded into the biases (design, section 5), so that nothing but these tensors is needed.
-    Decoder rows have unit norm. Parameters do not require gradients; to fine-tune use ``strata.Trainer(config, init=sae)``.
+    The normalisation of training is folded into the biases (design, section 5), so that nothing but these tensors is
+    needed. Decoder rows have unit norm. Parameters do not require gradients; to fine-tune use ``strata.Trainer(config,
+    init=sae)``.
 
     Attributes:
         W_enc: [d_in d_sae].
@@ -115,6 +116,7 @@ class SAE(nn.Module):
     def _check_width(self, x: Tensor) -> None:
         if x.shape[-1] != self.d_in:
             raise UserError(
-                f"Activations must have the SAE's width in their last dimension. Got {tuple(x.shape)} with d_in={self.d_in}."
+                f"Activations must have the SAE's width in their last dimension. Got {tuple(x.shape)} with"
+                f" d_in={self.d_in}."
                 " Was the SAE trained at another site or model?"
             )

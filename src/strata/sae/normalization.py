@@ -8,7 +8,8 @@ from torch import Tensor
 
 from strata.errors import UserError
 
-# A row is an attention sink when it lies more than this many times the median distance from the median row (design, section 5).
+# A row is an attention sink when it lies more than this many times the median distance from the median row (design,
+# section 5).
 _SINK_FACTOR = 10.0
 
 
@@ -42,10 +43,13 @@ class Normalization:
         x = x.float()
         if not bool(torch.isfinite(x).all()):
             raise UserError(
-                f"Activations must be finite numbers. {site} holds NaN or infinity. Load the language model in fp32 or bf16."
+                f"Activations must be finite numbers. {site} holds NaN or infinity. Load the language model in fp32"
+                f" or bf16."
             )
         if len(x) < 2:
-            raise UserError(f"Activations must have at least 2 rows to be normalised. {site} has {len(x)}. Give more text.")
+            raise UserError(
+                f"Activations must have at least 2 rows to be normalised. {site} has {len(x)}. Give more text."
+            )
         median = x.median(0).values
         distance = (x - median).norm(dim=1)
         radius = _SINK_FACTOR * distance.median().item()

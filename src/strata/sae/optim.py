@@ -14,8 +14,8 @@ _BASE_ROWS = 4096
 def auto_learning_rate(*, d_sae: int, batch_size: int) -> float:
     """Peak learning rate when none is given: 3.7e-3 · √(2^14/d_sae) · √(batch_size/4096), capped at 1e-2.
 
-    The dependence on width follows Gao et al. 2024 (2e-4/√(d_sae/2^14)), the square root of the batch size is usual for Adam, and the
-    constant is chosen for the lowest held-out FVU after short runs (docs/LOG.md).
+    The dependence on width follows Gao et al. 2024 (2e-4/√(d_sae/2^14)), the square root of the batch size is usual for
+    Adam, and the constant is chosen for the lowest held-out FVU after short runs (docs/LOG.md).
     Differs: peers use 2e-4 to 1e-3 at this width, which a long run needs less than a short one suffers from.
     """
     return min(1e-2, _BASE_LR * (_BASE_LATENTS / d_sae) ** 0.5 * (batch_size / _BASE_ROWS) ** 0.5)
@@ -42,8 +42,8 @@ class Schedule:
 class UnitRowAdam:
     """Adam over the four tensors of an SAE that keeps the decoder's rows at unit norm.
 
-    The part of the decoder's gradient along its row is removed first (it would only change the norm), and the row is renormalised after the
-    update (Bricken et al. 2023).
+    The part of the decoder's gradient along its row is removed first (it would only change the norm), and the row is
+    renormalised after the update (Bricken et al. 2023).
 
     Args:
         params: W_enc [d_sae d_in], b_enc [d_sae], W_dec [d_sae d_in], b_dec [d_in], updated in place.

@@ -1,8 +1,8 @@
 """Revival of dead latents: gradients that reach latents which no longer fire.
 
-A method sees the main step's residual on a sample of rows and the dead latents only, and gives gradients for their rows of encoder,
-encoder bias and decoder, computed by hand (no autograd). None of them reaches b_dec or a living latent. A new method is a function
-here and a row in METHODS.
+A method sees the main step's residual on a sample of rows and the dead latents only, and gives gradients for their rows
+of encoder, encoder bias and decoder, computed by hand (no autograd). None of them reaches b_dec or a living latent. A
+new method is a function here and a row in METHODS.
 """
 
 from collections.abc import Callable
@@ -62,9 +62,11 @@ def auxk(
     loss: Float[Tensor, ""],
     coefficient: float,
 ) -> DeadGradients:
-    """AuxK (Gao et al. 2024, appendix A.2): the k_aux = d_in/2 largest dead pre-activations, ReLU applied, reconstruct the residual.
+    """AuxK (Gao et al. 2024, appendix A.2): the k_aux = d_in/2 largest dead pre-activations, ReLU applied, reconstruct
+    the residual.
 
-    The term is coefficient · min(n_dead/k_aux, 1) · Σ‖r − ê‖² / Σ‖r − mean r‖² over the sample, r = z − ẑ detached, no bias in ê.
+    The term is coefficient · min(n_dead/k_aux, 1) · Σ‖r − ê‖² / Σ‖r − mean r‖² over the sample, r = z − ẑ detached, no
+    bias in ê.
 
     Args:
         z: normalised rows.
@@ -73,8 +75,8 @@ def auxk(
         loss: not used; part of every method's signature.
         coefficient: 1/32 in the paper.
 
-    Differs: sparsify trains only the decoder by it and SAELens leaves it unnormalised; older code added b_dec to ê or let the
-    gradient reach the residual.
+    Differs: sparsify trains only the decoder by it and SAELens leaves it unnormalised; older code added b_dec to ê or
+    let the gradient reach the residual.
     """
     k_aux = max(1, z.shape[1] // 2)
     n_dead = len(dead.latents)
@@ -100,10 +102,11 @@ def ghost(
     loss: Float[Tensor, ""],
     coefficient: float,
 ) -> DeadGradients:
-    """Ghost gradients (Jermyn & Templeton, Circuits Updates January 2024): dead latents with an exponential gate predict the residual.
+    """Ghost gradients (Jermyn & Templeton, Circuits Updates January 2024): dead latents with an exponential gate
+    predict the residual.
 
-    g = exp(pre − row maximum)·W_dec, g̃ = g·‖r‖/(2‖g‖) with the factor held constant, term = mean ‖r − g̃‖²/d_in rescaled by a constant
-    to the value of the main loss.
+    g = exp(pre − row maximum)·W_dec, g̃ = g·‖r‖/(2‖g‖) with the factor held constant, term = mean ‖r − g̃‖²/d_in
+    rescaled by a constant to the value of the main loss.
 
     Args:
         z: normalised rows.

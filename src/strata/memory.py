@@ -1,0 +1,27 @@
+"""How the process holds memory on the CPU."""
+
+import ctypes
+import sys
+
+# glibc's mallopt parameters (malloc.h)
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_TOP_PAD_BYTES = 64 * 2**20
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory instead of giving it back to the kernel and asking for it anew in every step.
+
+    By default each array over 32 MiB at most is mapped when made and unmapped when dropped, and its pages are zeroed
+    one by one at first touch: a fifth to a third of a training step's time on the CPU (docs/LOG.md). For programs that
+    own their process, such as the command and the benchmarks; a library should not call it.
+
+    Returns:
+        Whether it took effect: Linux with glibc only.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = ((_MMAP_MAX, 0), (_TOP_PAD, _TOP_PAD_BYTES), (_TRIM_THRESHOLD, 2**31 - 1))
+    return all(mallopt(parameter, value) == 1 for parameter, value in settings)
