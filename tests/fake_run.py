@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CODE = Path(json.__file__).with_name("decoder.py").read_text(encoding="utf-8")
-KINDS = ("frequent", "typical", "rare")
+KINDS = ("strongest", "random")
 
 
 def site_names(n_sites: int) -> list[str]:
@@ -127,7 +127,7 @@ def _feature(tokens: list[str], dice: random.Random, n_examples: int) -> dict[st
         "latent": dice.randrange(3072),
         "density": density,
         "max_activation": strongest,
-        "kind": KINDS[int(-math.log10(density)) - 1] if density < 0.1 else KINDS[0],
+        "kind": dice.choice(KINDS),
         "examples": examples,
     }
 

@@ -77,7 +77,7 @@ HEADLINE = (
         label="Sinks",
         form="count",
         definition="Held-out rows far from all others (‖x − median‖ more than 10 times its median: attention sinks). "
-        "They are left out of the reconstruction measures.",
+        "They are left out of the measures of reconstruction and sparsity, not of the language model's losses.",
     ),
 )
 

@@ -45,7 +45,7 @@ class RunFiles:
         """Whether the run says that it came to its end or, where it says nothing, whether it was evaluated."""
         status = self.run.get("status")
         return (
-            re.match("finish|done|complete|evaluated", str(status).lower()) is not None
+            re.match("trained|finish|done|complete|evaluated", str(status).lower()) is not None
             if status
             else bool(self.evaluation)
         )
