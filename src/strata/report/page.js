@@ -2,13 +2,14 @@
 const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
 const tip = document.getElementById("tip");
 
-function showTip(x, y, content) {
+function showTip(x, y, content, beside = false) {
   tip.replaceChildren(...content);
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
   const room = document.documentElement.clientWidth;
-  tip.style.left = Math.max(8, Math.min(x - width / 2, room - width - 8)) + "px";
-  tip.style.top = (y - height - 12 >= 8 ? y - height - 12 : y + 22) + "px";
+  const left = !beside ? x - width / 2 : x + width + 24 < room ? x + 14 : x - width - 14;
+  tip.style.left = Math.max(8, Math.min(left, room - width - 8)) + "px";
+  tip.style.top = (beside ? Math.max(8, y) : y - height - 12 >= 8 ? y - height - 12 : y + 22) + "px";
 }
 const hideTip = () => { tip.hidden = true; };
 
@@ -57,7 +58,7 @@ $$("figure.curves").forEach((figure) => {
   const readout = figure.querySelector(".readout");
   const [low, high] = data.y;
   const heightOf = (v) => data.log ? 1 - Math.log(v / low) / Math.log(high / low) : 1 - (v - low) / (high - low);
-  const text = (v) => data.percent ? (100 * v).toPrecision(3) + " %" : String(v);
+  const text = (v) => data.percent ? (100 * v).toPrecision(3) + " %" : v.toPrecision(4);
   let at = data.x.length - 1;
 
   function read(place, pointerY, spoken) {
@@ -83,7 +84,7 @@ $$("figure.curves").forEach((figure) => {
     });
     const head = document.createElement("div");
     head.append(shortCount(data.x[at]) + " rows" + (shown.length < found.length ? ", nearest " + shown.length : ""));
-    showTip(box.left + box.width * x / 1000, box.top + 12, [head, list]);
+    showTip(box.left + box.width * x / 1000, box.top, [head, list], true);
     if (spoken) readout.textContent = head.textContent + ": " + shown.map((line) => line.site + " " + text(line.values[at])).join(", ");
   }
   function leave() {

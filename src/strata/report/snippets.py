@@ -13,6 +13,10 @@ N_SHADES = 10
 MOST_TOKENS_BEFORE, MOST_TOKENS_AFTER = 48, 24
 MOST_LINES_BEFORE, MOST_LINES_AFTER = 3, 1
 
+KIND_NOTES = {
+    "strongest": "Among the strongest of the latents that fire neither nearly always nor nearly never",
+    "random": "Drawn at random, not for looking good",
+}
 _CUT = '<span class="cut">…</span>'
 _LINE_BREAK = '<span class="nl">↵</span>'
 # Characters that would be invisible, or would reorder the line they stand in (bidirectional controls).
@@ -36,6 +40,7 @@ def _card(feature: dict[str, Any]) -> dict[str, Any]:
     return {
         "latent": show(feature.get("latent"), "count").replace(",", ""),
         "kind": str(feature.get("kind") or ""),
+        "kind_note": KIND_NOTES.get(str(feature.get("kind")), ""),
         "density": show(feature.get("density"), "share"),
         "one_in": _one_in(feature.get("density")),
         "max_activation": show(feature.get("max_activation"), "quantity"),
