@@ -122,7 +122,8 @@ class Peaks:
         latents: the latent of each kept peak, ascending, at most ``n_kept`` of each.
         values: the peak's activation, descending within a latent; of equal ones the earlier token first.
         tokens: the peak's token.
-        windows: the latent's activations around the peak, 0 outside of the sequence, [peaks before + 1 + after].
+        windows: the latent's activations around the peak, [peaks before + 1 + after]; meaningless where that is outside
+            of the peak's sequence.
     """
 
     def __init__(self, d_sae: int, *, n_kept: int, window: tuple[int, int], device: torch.device) -> None:
@@ -235,12 +236,11 @@ class _Firings:
         return run.new_full((len(runs),), len(run)).scatter_reduce(0, run[top], top, "amin")
 
     def around(self, firings: Entries, offsets: Int[Tensor, " window"]) -> Float[Tensor, "entries window"]:
-        """The same latent's activations at the tokens around firings; 0 where it is silent or the sequence ends."""
+        """The same latent's activations at the places around firings, 0 where it is silent."""
         places = self.tokens[firings, None] + offsets
-        same_sequence = places // self.sequence_tokens == self.tokens[firings, None] // self.sequence_tokens
         wanted = self.latents[firings, None] * self.batch_tokens + places
         at = torch.searchsorted(self.keys, wanted).clamp(max=max(len(self.keys) - 1, 0))
-        return torch.where(same_sequence & (self.keys[at] == wanted), self.values[at], 0.0)
+        return torch.where(self.keys[at] == wanted, self.values[at], 0.0)
 
 
 class _Text:
