@@ -240,11 +240,11 @@ def test_snippets_shade_box_and_break() -> None:
     tokens = ["for", " i", " in", ":\n    ", "<b>"]
     shown = snippet({"tokens": tokens, "activations": [0.0, 1.0, 4.0, 2.0, 0.0], "peak": 2}, full=4.0)
     newline = '<span class="nl">↵</span>'
-    assert shown["peak"] == "4"
+    assert shown["peak"] == "4.00"
     assert str(shown["html"]) == (
-        'for<mark class="a3" title="1"> i</mark><mark class="a10 peak" title="4"> in</mark>'
-        f'<mark class="a5" title="2">:</mark><mark class="a5" title="2">{newline}</mark>\n'
-        '<mark class="a5" title="2">    </mark>&lt;b&gt;'
+        'for<mark class="a3" title="1.00"> i</mark><mark class="a10 peak" title="4.00"> in</mark>'
+        f'<mark class="a5" title="2.00">:</mark><mark class="a5" title="2.00">{newline}</mark>\n'
+        '<mark class="a5" title="2.00">    </mark>&lt;b&gt;'
     )
 
 
@@ -284,6 +284,14 @@ def test_numbers_read_well() -> None:
         *(f"{t}{NBSP}s" for t in ("0.8", "71")),
         f"3{NBSP}min 20{NBSP}s",
         f"2{NBSP}h 5{NBSP}min",
+    ]
+    assert [show(v, "activation") for v in (26, 4.123, 0.5, 312.4, 12345, 0)] == [
+        "26.0",
+        "4.12",
+        "0.500",
+        "312",
+        "12,345",
+        "0.00",
     ]
     assert spread([0.1, None, 0.2], "share") == f"10.0–20.0{NBSP}%"
     assert spread([0.5, 0.5], "ratio") == "0.500"

@@ -8,7 +8,7 @@ MISSING = "–"
 NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 
-Form = Literal["ratio", "share", "percent", "count", "mean_count", "nats", "quantity"]
+Form = Literal["ratio", "share", "percent", "count", "mean_count", "nats", "quantity", "activation"]
 
 
 def number(value: Any) -> float | None:
@@ -34,7 +34,7 @@ def show(value: Any, form: Form) -> str:
         value: anything; what is no finite number counts as missing.
         form: "ratio" 0.104; "share" in [0, 1] as a percentage; "percent" a signed percentage that is one already;
             "count" an integer with separators; "mean_count" with one decimal; "nats" with three; "quantity" any
-            magnitude in three digits.
+            magnitude in at most three digits, "activation" in exactly three.
     """
     n = number(value)
     if n is None:
@@ -50,6 +50,8 @@ def show(value: Any, form: Form) -> str:
             text = f"{round(n):,}"
         case "mean_count":
             text = f"{n:,.1f}"
+        case "activation":
+            text = f"{n:#.3g}".rstrip(".") if abs(n) < 1000 else f"{n:,.0f}"
         case "quantity":
             text = f"{n:,.0f}" if abs(n) >= 1000 else f"{n:.3g}"
     return text.replace("-", MINUS, 1) if text.startswith("-") else text

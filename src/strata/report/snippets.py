@@ -43,7 +43,7 @@ def _card(feature: dict[str, Any]) -> dict[str, Any]:
         "kind_note": KIND_NOTES.get(str(feature.get("kind")), ""),
         "density": show(feature.get("density"), "share"),
         "one_in": _one_in(feature.get("density")),
-        "max_activation": show(feature.get("max_activation"), "quantity"),
+        "max_activation": show(feature.get("max_activation"), "activation"),
         "examples": [snippet(example, full=strongest) for example in examples],
     }
 
@@ -83,7 +83,7 @@ def snippet(example: dict[str, Any], *, full: float) -> dict[str, Any]:
             _token(tokens[i], value, full=full, is_peak=i == peak) if value > 0 or i == peak else _plain(tokens[i])
         )
     parts += [_CUT] if stop < len(tokens) else []
-    return {"html": Markup("".join(parts)), "peak": show(values[peak] if tokens else None, "quantity")}
+    return {"html": Markup("".join(parts)), "peak": show(values[peak] if tokens else None, "activation")}
 
 
 def _window(tokens: list[str], peak: int) -> tuple[int, int]:
@@ -109,7 +109,7 @@ def _plain(text: str) -> str:
 def _token(text: str, value: float, *, full: float, is_peak: bool) -> str:
     """A token that fired, as HTML. A line break ends its mark and a new one begins, so that no box spans two lines."""
     shade = min(N_SHADES, math.ceil(N_SHADES * value / full)) if value > 0 and full > 0 else 0
-    mark = f'<mark class="a{shade}{" peak" if is_peak else ""}" title="{show(value, "quantity")}">'
+    mark = f'<mark class="a{shade}{" peak" if is_peak else ""}" title="{show(value, "activation")}">'
     html = ""
     for piece in filter(None, re.split("(\n)", _visible(text))):
         html += f"{mark}{_LINE_BREAK}</mark>\n" if piece == "\n" else f"{mark}{escape(piece)}</mark>"
