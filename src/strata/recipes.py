@@ -10,7 +10,8 @@ def demo() -> TrainConfig:
 
     `strata train demo`: no network, no GPU. Hardware, time and the numbers to expect stand in docs/LOG.md.
     """
-    return TrainConfig(sites=("all",), n_tokens=800_000, sae=SAEConfig(expansion_factor=16, k=32, batch_size=4096))
+    sae = SAEConfig(expansion_factor=16, k=32, batch_size=4096)
+    return TrainConfig(sites=("all",), n_tokens=600_000, held_out_tokens=16_384, sae=sae)
 
 
 def default() -> TrainConfig:

@@ -7,7 +7,6 @@ from typing import Any
 
 from strata.activations.harvest import token_stream
 from strata.config import TrainConfig
-from strata.errors import UserError
 from strata.evaluate.examples import feature_examples
 from strata.evaluate.held_out import evaluate_saes
 from strata.lm.model import LanguageModel
@@ -33,7 +32,10 @@ def train_and_report(config: TrainConfig, *, progress: bool = True) -> Path:
     if batches:
         evaluation = evaluate_saes(lm, trained.saes, batches, dead=trained.dead, lm_dtype=config.lm_dtype)
         _write_json(folder / "evaluation.json", evaluation)
-        _write_json(folder / "features.json", feature_examples(lm, trained.saes, batches, seed=config.sae.seed))
+        _write_json(
+            folder / "features.json",
+            feature_examples(lm, trained.saes, batches, seed=config.sae.seed, lm_dtype=config.lm_dtype),
+        )
     else:
         say("the text has no held-out document: no evaluation", shown=progress)
     page = write_report(folder)
@@ -42,21 +44,15 @@ def train_and_report(config: TrainConfig, *, progress: bool = True) -> Path:
 
 
 def held_out_batches(lm: LanguageModel, config: TrainConfig) -> list[TokenBatch]:
-    """Packed sequences of the held-out documents, about `held_out_tokens` tokens; none if the text has no held-out document.
-
-    One-shot sources have been read by the training and give none.
-    """
+    """Packed sequences of held-out documents, about `held_out_tokens` tokens; none if the text has no such document."""
     size = config.sae.text_batch_size
     tokens = token_stream(lm, config.data, context_tokens=config.context_tokens, text_batch_size=size, split="held_out")
     batches, n_tokens = [], 0
-    try:
-        for batch in tokens:
-            batches.append(batch)
-            n_tokens += batch.input_ids.numel()
-            if n_tokens >= config.held_out_tokens:
-                break
-    except UserError:
-        return []
+    for batch in tokens:
+        batches.append(batch)
+        n_tokens += batch.input_ids.numel()
+        if n_tokens >= config.held_out_tokens:
+            break
     return batches
 
 
