@@ -245,7 +245,7 @@ class LanguageModel:
         return attach(self.model, self._site_map, saes, keep_error=keep_error, mask=mask)
 
     def train_sae(self, dataset: Any, site: str | None = None, *, config: "SAEConfig", **options: Any) -> "SAE":
-        """Train an SAE on this model's activations at a site (None: the middle layer), streaming: see `strata.train.train_suite`."""
+        """Train an SAE on activations at a site (None: the middle layer), streaming: see `strata.train.train_suite`."""
         from strata.train import train_suite
 
         name = self.middle_site if site is None else site
