@@ -74,7 +74,7 @@ def main() -> None:
     shuffled = Stream(
         lm, token_stream(lm, "stdlib", split="train", context_tokens=256), sites=sites, n_tokens=10**9
     ).shuffled(batch_size=config.batch_size, n_epochs=1, seed=0)
-    shuffled.sample(2)
+    shuffled.sample(2, site=sites[0])
     endless = shuffled.batches()
 
     def stream() -> None:

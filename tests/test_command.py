@@ -203,7 +203,7 @@ def test_the_saes_are_in_saelens_form(demo_run: Path) -> None:
     [
         [],
         ["--log-every-steps", "1"],
-        ["--log-every-steps", "100", "--checkpoint-every-steps", "7"],
+        ["--log-every-steps", "100", "--checkpoint-every", "7 steps"],
     ],
     ids=["again", "log every step", "log seldom, checkpoint often"],
 )
@@ -233,7 +233,7 @@ def test_another_seed_gives_other_weights(tiny_run: Path, tiny_words: list[str],
 
 def killed_run(words: list[str], out: Path) -> None:
     """Start the command in a process of its own and kill it as soon as it has a checkpoint."""
-    command = [sys.executable, "-m", "strata", *words, "--out", str(out), "--checkpoint-every-steps", "1"]
+    command = [sys.executable, "-m", "strata", *words, "--out", str(out), "--checkpoint-every", "1 steps"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
@@ -249,7 +249,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(tiny_run: Path, tiny_words: list
     killed_run(tiny_words, out)
     assert json.loads((out / "run.json").read_text())["status"] == "training"
     assert not (out / "sae").exists()
-    assert main([*tiny_words, "--out", str(out), "--resume", "--checkpoint-every-steps", "50"]) == 0
+    assert main([*tiny_words, "--out", str(out), "--resume", "--checkpoint-every", "50 steps"]) == 0
     assert sae_files(out) == sae_files(tiny_run)
     assert not (out / "checkpoints").exists()
     assert json.loads((out / "run.json").read_text())["status"] == "trained"
@@ -280,7 +280,7 @@ def test_resuming_at_any_step_gives_the_same_bytes(
     with monkeypatch.context() as patched:
         patched.setattr(program, "save_checkpoint", save_and_stop)
         with pytest.raises(_StoppedError):
-            main([*tiny_words, "--out", str(out), "--checkpoint-every-steps", str(stop_at)])
+            main([*tiny_words, "--out", str(out), "--checkpoint-every", f"{stop_at} steps"])
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1')  # a line that was torn
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{stop_at}"]
@@ -291,12 +291,14 @@ def test_resuming_at_any_step_gives_the_same_bytes(
 
 def test_a_long_enough_run_leaves_checkpoints_without_being_asked() -> None:
     """What `--resume` is offered for: the recipe `demo` as it is must be resumable."""
+    from strata.durations import Duration
     from strata.recipes import RECIPES
 
     demo = RECIPES["demo"]()
     assert demo.n_tokens != "all"
     n_steps = demo.n_tokens * demo.sae.num_epochs // demo.sae.batch_size
-    assert demo.checkpoint_every_steps < n_steps
+    every = Duration.parse(demo.checkpoint_every, setting="checkpoint_every")
+    assert 0 < every.steps(n_steps=n_steps, batch_size=demo.sae.batch_size) < n_steps
 
 
 # --- folders that exist ---------------------------------------------------------------------------------------------

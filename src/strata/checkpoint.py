@@ -40,7 +40,8 @@ def load_checkpoint(folder: Path, *, device: torch.device) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    steps = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+    names = [path.name.removeprefix("step-") for path in folder.glob("step-*")]
+    steps = sorted(int(name) for name in names if name.isdigit())
     if not steps:
         raise UserError(f"`resume` needs a checkpoint. {folder} holds none. Start again with overwrite.")
     path = folder / f"step-{steps[-1]}" / _FILE

@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"strata: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("strata: interrupted. Go on from the last checkpoint with --resume.", file=sys.stderr)
+        print(
+            "strata: interrupted. --resume goes on from the last checkpoint of the run folder, if there is one.",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -108,6 +111,8 @@ def _one_sentence(complaint: str) -> str:
     unknown = re.search(r"Unrecognized options: (\S+?),?(?:\s|$)", inner)
     if unknown:
         name = unknown[1].split("=")[0]
+        if not name.startswith("-"):
+            return f"Unexpected word {name!r} among the flags. `strata train --help` lists them."
         near = did_you_mean(name, flags).split(" Known are:")[0]
         return f"Unknown flag {name}.{near} `strata train --help` lists all."
     return f"{body.rstrip('.')}. `strata train --help` explains the flags."

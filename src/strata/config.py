@@ -1,11 +1,14 @@
 """What a run is: frozen descriptions, checked when they are made and never rewritten."""
 
-from dataclasses import dataclass, field
+import functools
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from strata.durations import Duration
-from strata.errors import UserError
+from strata.errors import UserError, did_you_mean
 
 Auto = Literal["auto"]
 
@@ -15,6 +18,62 @@ def _require(ok: bool, setting: str, rule: str, given: object, way_out: str) -> 
         raise UserError(f"`{setting}` must {rule}. Got {given}. {way_out}")
 
 
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is of the annotated kind; whole numbers are real ones too, and nothing but a bool is a bool."""
+    origin, options = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in options)
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in options)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
+    if kind in (int, float):
+        return not isinstance(value, bool) and isinstance(value, Integral if kind is int else Real)
+    return isinstance(value, str | Path if kind is Path else kind)
+
+
+def _named(kind: Any) -> str:
+    """The kind as a person would say it."""
+    if get_origin(kind) is Literal:
+        return " or ".join(repr(option) for option in get_args(kind))
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_named(option) for option in get_args(kind))
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
+    return words.get(kind, "a tuple of texts" if get_origin(kind) is tuple else getattr(kind, "__name__", str(kind)))
+
+
+def _check_kinds(config: Any) -> None:
+    """That every field holds what its annotation says.
+
+    Raises:
+        UserError: one does not.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _fits(value, kind):
+            raise UserError(f"`{type(config).__name__}.{name}` must be {_named(kind)}. Got {value!r}.")
+
+
+Described = TypeVar("Described")
+
+
+def _names_unknown_settings(cls: type[Described]) -> type[Described]:
+    """Class decorator: an unknown keyword is a UserError that names the nearest setting."""
+    known = [field.name for field in fields(cls)]  # pyright: ignore[reportArgumentType]
+    make = cls.__init__
+
+    @functools.wraps(make)
+    def __init__(self: Any, **settings: Any) -> None:
+        for name in settings:
+            if name not in known:
+                raise UserError(f"`{cls.__name__}` has no setting {name!r}.{did_you_mean(name, known)}")
+        make(self, **settings)
+
+    cls.__init__ = __init__  # pyright: ignore[reportAttributeAccessIssue]
+    return cls
+
+
+@_names_unknown_settings
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig:
     """One sparse autoencoder and how it is trained. The defaults are backed by docs/LOG.md."""
@@ -52,6 +111,8 @@ class SAEConfig:
     """Seed of the initial weights and of the shuffling."""
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
+        _require(self.seed >= 0, "SAEConfig.seed", "be at least 0", self.seed, "Give a whole number.")
         for name in ("expansion_factor", "k", "num_epochs", "batch_size", "text_batch_size"):
             value = getattr(self, name)
             _require(value >= 1, f"SAEConfig.{name}", "be at least 1", value, "Give a positive number.")
@@ -109,6 +170,7 @@ class SAEConfig:
         return self.dead_feature_window
 
 
+@_names_unknown_settings
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run from text to a folder of SAEs: what `strata train` does."""
@@ -145,13 +207,15 @@ class TrainConfig:
     """Tokens of held-out documents on which the SAEs are evaluated."""
     log_every_steps: int = 10
     """Steps between two lines of metrics.jsonl."""
-    checkpoint_every_steps: int = 500
-    """Steps between two checkpoints; only the last one is kept."""
+    checkpoint_every: str = "10%"
+    """Distance between two checkpoints, as a duration: "10%", "500 steps", "1M tokens"; only the last one is kept."""
     report: bool = True
     """Evaluate on held-out text and write report/index.html at the end."""
 
     def __post_init__(self) -> None:
-        for name in ("held_out_tokens", "log_every_steps", "checkpoint_every_steps"):
+        _check_kinds(self)
+        Duration.parse(self.checkpoint_every, setting="checkpoint_every")
+        for name in ("held_out_tokens", "log_every_steps"):
             value = getattr(self, name)
             _require(value >= 1, name, "be at least 1", value, "Give a positive number.")
         _require(

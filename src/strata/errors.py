@@ -40,7 +40,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         'layers.1'."``.
     """
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name.lstrip("-"), [n.lstrip("-") for n in names], n=1)
+    near = [n for n in names if near and n.lstrip("-") == near[0]]
     guess = f" Did you mean {near[0]!r}?" if near else ""
     shown = ", ".join(repr(n) for n in names[:12])
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""

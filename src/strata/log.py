@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 SiteStatistics = dict[str, dict[str, float]]
 
@@ -35,15 +35,17 @@ class MetricsFile:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
 
-    def close(self) -> None:
-        """Close the file; later writes would fail."""
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._file is not None:
             self._file.close()
 
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError):
         return float("inf")  # the torn last line of a run that was killed
 
@@ -76,7 +78,7 @@ class Progress:
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task("training", total=n_steps, completed=first_step, summary="")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         if self._bar is not None:
             self._bar.start()
         return self

@@ -15,13 +15,15 @@ import torch
 from strata.activations.harvest import token_stream
 from strata.activations.stream import Stream
 from strata.config import TrainConfig
+from strata.durations import Duration
 from strata.errors import UserError
 from strata.lm.model import LanguageModel
 from strata.log import say
-from strata.train import Recording, Trained, origins, train
+from strata.sae.model import SAE
+from strata.train import Recording, Trained, prepare, train
 
 _RECORDED_LIBRARIES = ("strata-sae", "torch", "transformers", "tokenizers", "safetensors", "numpy")
-_NOT_COMPARED = ("resume", "overwrite", "report", "log_every_steps", "checkpoint_every_steps", "held_out_tokens", "out")
+_NOT_COMPARED = ("resume", "overwrite", "report", "log_every_steps", "checkpoint_every", "held_out_tokens", "out")
 
 
 def chosen_sites(lm: LanguageModel, sites: tuple[str, ...]) -> list[str]:
@@ -45,35 +47,50 @@ def train_run(config: TrainConfig, *, progress: bool = True) -> tuple[LanguageMo
         progress: say on stderr what happens.
 
     Returns:
-        The language model, for what comes next, and what was trained.
+        The language model, for what comes next, and what was trained. A run that is resumed after its training had
+        ended gives what it left.
 
     Raises:
-        UserError: whatever in the description cannot be done; the folder of an earlier run stays as it was.
+        UserError: whatever in the description cannot be done; the folder of an earlier run then stays as it was.
     """
     folder = config.folder()
     _check_folder(folder, config)
+    before = _read_record(folder) if config.resume else None
     lm = LanguageModel(config.model, device=config.device, trust_remote_code=config.trust_remote_code)
     sites = chosen_sites(lm, config.sites)
-    for site in sites:
-        config.sae.d_sae(lm.d_in(site))
+    say(f"{lm.name}: {len(sites)} site(s) of width {lm.d_in(sites[0])}; text: {config.data}", shown=progress)
     stream = open_stream(lm, config, sites=sites)
-    say(f"{lm.name}: {len(sites)} sites of width {lm.d_in(sites[0])}; reading {config.data}", shown=progress)
-    stream.n_rows()  # counts the text where it must, and meets a text that cannot be read before the folder is touched
-    record = _record(config, lm, stream, folder)
+    record = _record(config, lm, stream)
+    if before is not None:
+        _check_same(before, record)
+        if before["status"] == "trained":
+            return lm, _load_trained(folder, before)
+    prepared = prepare(stream, config.sae)
+    record |= {"n_steps": prepared.n_steps, "n_rows": prepared.n_steps * config.sae.batch_size}
+    if before is None:
+        _make_folder(folder, record)
     recording = Recording(
         folder=folder,
         resume=config.resume,
         log_every_steps=config.log_every_steps,
-        checkpoint_every_steps=config.checkpoint_every_steps,
+        checkpoint_every=Duration.parse(config.checkpoint_every, setting="checkpoint_every"),
         progress=progress,
     )
-    trained = train(stream, config.sae, recording=recording, metadata=origins(stream))
+    trained = train(prepared, recording)
     for site, sae in trained.saes.items():
         sae.save(folder / "sae" / site)
-    seconds = trained.seconds | {"language_model": stream.lm_seconds}
-    _write_record(folder, record | {"status": "trained", "n_steps": trained.n_steps, "seconds": seconds})
+    seconds = {**trained.seconds, "language_model": trained.seconds["rows"]}
+    _write_record(folder, (before or record) | {"status": "trained", "dead": trained.dead, "seconds": seconds})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return lm, trained
+
+
+def _load_trained(folder: Path, record: dict[str, Any]) -> Trained:
+    """What a run left whose training had ended."""
+    if (folder / "report" / "index.html").exists():
+        raise UserError(f"`resume` needs a run that is not finished. {folder} is. Start another with --out.")
+    saes = {site: SAE.load(folder / "sae" / site) for site in record["dead"]}
+    return Trained(saes=saes, dead=record["dead"], n_steps=record["n_steps"], seconds=record["seconds"])
 
 
 def open_stream(lm: LanguageModel, config: TrainConfig, *, sites: list[str]) -> Stream:
@@ -110,34 +127,47 @@ def _check_folder(folder: Path, config: TrainConfig) -> None:
         )
 
 
-def _record(config: TrainConfig, lm: LanguageModel, stream: Stream, folder: Path) -> dict[str, Any]:
-    """Make the folder and its run.json; when resuming, compare with the one that is there."""
-    record = {
+def _record(config: TrainConfig, lm: LanguageModel, stream: Stream) -> dict[str, Any]:
+    """What run.json says of a run that begins."""
+    return {
         "status": "training",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "strata_version": _version("strata-sae"),
         "config": _plain(asdict(config)),
-        "n_rows": stream.n_rows() * config.sae.num_epochs,
         **stream.describe(),
         "versions": {name: _version(name) for name in _RECORDED_LIBRARIES},
         "hardware": _hardware(lm.device),
     }
-    if config.resume:
-        before = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        _check_same(before, record)
-        if before["status"] != "training":
-            raise UserError(f"`resume` needs a run that is not finished. {folder} is. Start another with --out.")
-        return before
-    if config.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """The run.json of a run before.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict) or "status" not in record:
+        raise UserError(
+            f"`resume` needs the record of the run before. {folder / 'run.json'} is damaged. Start another with --out."
+        )
+    return record
+
+
+def _make_folder(folder: Path, record: dict[str, Any]) -> None:
+    """An empty folder with its run.json; a run that is overwritten goes now that the new one is known to begin."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
         _write_record(folder, record)
     except OSError as error:
         raise UserError(
             f"`out` must be a folder that can be written. {folder}: {error.strerror}. Give another path."
         ) from error
-    return record
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -13,7 +13,9 @@ from strata.activations.source import RowSource, ShuffledRows
 from strata.activations.stream import Stream
 from strata.checkpoint import load_checkpoint, save_checkpoint
 from strata.config import SAEConfig
+from strata.durations import Duration
 from strata.errors import UserError
+from strata.lm.loading import chosen_device
 from strata.lm.model import LanguageModel
 from strata.lm.precision import fast_dtype
 from strata.log import MetricsFile, Progress
@@ -21,6 +23,7 @@ from strata.sae.learner import Learner
 from strata.sae.model import SAE
 
 _NORMALIZATION_ROWS = 2**16
+_TENTH = Duration(10, "percent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +34,14 @@ class Recording:
         folder: run folder for metrics.jsonl and checkpoints; None records nothing.
         resume: go on from the folder's last checkpoint.
         log_every_steps: steps between two lines.
-        checkpoint_every_steps: steps between two checkpoints.
+        checkpoint_every: distance between two checkpoints.
         progress: show a progress bar or lines on stderr.
     """
 
     folder: Path | None = None
     resume: bool = False
     log_every_steps: int = 10
-    checkpoint_every_steps: int = 500
+    checkpoint_every: Duration = _TENTH
     progress: bool = True
 
 
@@ -48,9 +51,10 @@ class Trained:
 
     Attributes:
         saes: by site, in the model's own scale.
-        dead: by site, the share of latents that did not fire in the last `window_rows` rows.
+        dead: by site, the share of latents that did not fire in the last `dead_window_rows` rows.
         n_steps: steps of the whole run.
-        seconds: of the whole run, resumed parts included, and of the SAE steps alone.
+        seconds: of the whole run, resumed parts included: `total`, in the `sae` steps, and waiting for `rows` (the
+            language model, when streaming). On CUDA the two parts say how long launching took.
     """
 
     saes: dict[str, SAE]
@@ -59,109 +63,127 @@ class Trained:
     seconds: dict[str, float]
 
 
-def train(
-    source: RowSource,
-    config: SAEConfig,
-    *,
-    init: dict[str, SAE] | None = None,
-    recording: Recording = Recording(),
-    metadata: dict[str, dict[str, Any]] | None = None,
-) -> Trained:
-    """Train one SAE per site of the source, side by side on the same batches.
+@dataclass(frozen=True)
+class Prepared:
+    """A training that can begin: everything that its input can be wrong about has been looked at.
+
+    Attributes:
+        config: of every SAE.
+        learners: by site, normalised and initialised.
+        rows: in their shuffled order.
+        n_steps: of the whole run.
+        metadata: by site, what the SAEs will say of their origin.
+    """
+
+    config: SAEConfig
+    learners: dict[str, Learner]
+    rows: ShuffledRows
+    n_steps: int
+    metadata: dict[str, dict[str, Any]]
+
+
+def prepare(
+    source: RowSource, config: SAEConfig, *, init: dict[str, SAE] | None = None, device: str | None = None
+) -> Prepared:
+    """Look at the source and make one SAE per site ready for training.
 
     Args:
         source: activations that were collected before, or a stream.
         config: of every SAE.
         init: SAEs to start from, by site.
-        recording: what to leave behind.
-        metadata: by site, what the SAEs say of their origin.
+        device: where the SAEs are trained; None is where the rows are.
 
     Raises:
-        UserError: fewer rows than one batch, k larger than d_sae, activations that are not finite, or nothing to
-            resume.
+        UserError: fewer rows than one batch, k larger than d_sae, activations that are not finite, or an `init` that
+            does not fit.
     """
+    for site in source.sites:
+        config.d_sae(source.d_in(site))
+    unknown = set(init or {}) - set(source.sites)
+    if unknown:
+        raise UserError(
+            f"`init` names a site that is not trained: {unknown.pop()!r}. Trained are {', '.join(source.sites)}."
+        )
     n_steps = source.n_rows() * config.num_epochs // config.batch_size
     if n_steps == 0:
         raise UserError(
             f"The text must give at least one batch of `batch_size`={config.batch_size} rows. It gives"
-            f" {source.n_rows()} a pass."
-            " Give more text or lower batch_size."
+            f" {source.n_rows()} a pass. Give more text or lower batch_size."
         )
     rows = source.shuffled(batch_size=config.batch_size, n_epochs=config.num_epochs, seed=config.seed)
-    learners = _make_learners(rows, config, n_steps=n_steps, init=init or {})
-    first_step, seconds_before = _restore(learners, recording)
-    seconds = _loop(
-        learners, rows, config, recording=recording, steps=(first_step, n_steps), seconds_before=seconds_before
-    )
-    window_rows = {site: learner.window_steps * config.batch_size for site, learner in learners.items()}
+    learners = {}
+    for site in source.sites:
+        sample = rows.sample(_NORMALIZATION_ROWS, site=site).to(device)
+        dtype = fast_dtype(sample.device)
+        start = (init or {}).get(site)
+        learners[site] = Learner(config, n_steps=n_steps, sample=sample, site=site, score_dtype=dtype, init=start)
+    return Prepared(config, learners, rows, n_steps, origins(source))
+
+
+def train(prepared: Prepared, recording: Recording = Recording()) -> Trained:
+    """Train what was prepared: one SAE per site, side by side on the same batches.
+
+    Raises:
+        UserError: a loss that is not finite, or nothing to resume.
+    """
+    learners = prepared.learners
+    step, seconds = _restore(learners, recording) if recording.resume else (0, {"total": 0.0, "sae": 0.0, "rows": 0.0})
+    _loop(prepared, recording, step=step, seconds=seconds)
+    batch_size = prepared.config.batch_size
     return Trained(
-        saes={site: learner.finish((metadata or {}).get(site)) for site, learner in learners.items()},
-        dead={s: {"dead_share": ln.dead_share(), "dead_window_rows": window_rows[s]} for s, ln in learners.items()},
-        n_steps=n_steps,
+        saes={site: learner.finish(prepared.metadata[site]) for site, learner in learners.items()},
+        dead={
+            site: {"dead_share": learner.dead_share(), "dead_window_rows": learner.window_steps * batch_size}
+            for site, learner in learners.items()
+        },
+        n_steps=prepared.n_steps,
         seconds=seconds,
     )
 
 
-def _make_learners(rows: ShuffledRows, config: SAEConfig, *, n_steps: int, init: dict[str, SAE]) -> dict[str, Learner]:
-    sample = rows.sample(_NORMALIZATION_ROWS)
-    return {
-        site: Learner(
-            config,
-            n_steps=n_steps,
-            sample=site_rows,
-            site=site,
-            score_dtype=fast_dtype(site_rows.device),
-            init=init.get(site),
-        )
-        for site, site_rows in sample.items()
-    }
-
-
-def _loop(
-    learners: dict[str, Learner],
-    rows: ShuffledRows,
-    config: SAEConfig,
-    *,
-    recording: Recording,
-    steps: tuple[int, int],
-    seconds_before: float,
-) -> dict[str, float]:
-    """The training loop; gives the seconds in total and in the SAE steps (on CUDA: in launching them)."""
-    step, n_steps = steps
+def _loop(prepared: Prepared, recording: Recording, *, step: int, seconds: dict[str, float]) -> None:
+    """The training loop, from `step` to the end; adds to `seconds` as it goes."""
+    learners, n_steps, batch_size = prepared.learners, prepared.n_steps, prepared.config.batch_size
     folder = recording.folder
-    metrics = MetricsFile(folder / "metrics.jsonl" if folder else None, keep_to_step=step if recording.resume else None)
-    start = last_time = time.perf_counter()
-    last_step, sae_seconds = step, 0.0
-    with Progress(n_steps=n_steps, first_step=step, shown=recording.progress) as progress:
-        for batch in rows.batches(start_step=step):
-            before = time.perf_counter()
+    log_file = MetricsFile(
+        folder / "metrics.jsonl" if folder else None, keep_to_step=step if recording.resume else None
+    )
+    checkpoint_steps = max(1, recording.checkpoint_every.steps(n_steps=n_steps, batch_size=batch_size))
+    batches = prepared.rows.batches(start_step=step)
+    logged_step, logged_seconds = step, seconds["total"]
+    with log_file as metrics, Progress(n_steps=n_steps, first_step=step, shown=recording.progress) as progress:
+        while step < n_steps:
+            start = time.perf_counter()
+            batch = next(batches)
+            got_rows = time.perf_counter()
             for site, learner in learners.items():
-                learner.step(batch[site])
+                learner.step(batch[site].to(learner.device))
             step += 1
-            now = time.perf_counter()
-            sae_seconds += now - before
+            end = time.perf_counter()
+            for part, spent in (("rows", got_rows - start), ("sae", end - got_rows), ("total", end - start)):
+                seconds[part] += spent
             progress.advance(step)
             if step % recording.log_every_steps == 0 or step == n_steps:
                 statistics = {site: learner.statistics() for site, learner in learners.items()}
                 _check_finite(statistics, step=step)
-                rate = (step - last_step) * config.batch_size / (now - last_time)
-                last_time, last_step = now, step
+                rate = (step - logged_step) * batch_size / (seconds["total"] - logged_seconds)
+                logged_step, logged_seconds = step, seconds["total"]
                 metrics.write(
                     {
                         "step": step,
-                        "rows": step * config.batch_size,
-                        "seconds": round(seconds_before + now - start, 3),
+                        "rows": step * batch_size,
+                        "tokens": step * batch_size,  # a token is one row of every site
+                        "seconds": round(seconds["total"], 3),
                         "rows_per_second": round(rate, 1),
                         "learning_rate": next(iter(learners.values())).schedule.at(step - 1),
                         "sites": statistics,
                     }
                 )
                 progress.show(step, rows_per_second=rate, sites=statistics)
-            if folder and (step % recording.checkpoint_every_steps == 0 and step < n_steps):
-                _save(learners, folder, step=step, seconds=seconds_before + time.perf_counter() - start)
-    metrics.close()
-    assert step == n_steps, f"{step} of {n_steps} batches came"
-    return {"total": seconds_before + time.perf_counter() - start, "sae": sae_seconds}
+            if folder and step % checkpoint_steps == 0 and step < n_steps:
+                state = {site: learner.state() for site, learner in learners.items()}
+                content = {"step": step, "seconds": seconds, "learners": state}
+                save_checkpoint(folder / "checkpoints", step=step, state=content)
 
 
 def _check_finite(statistics: dict[str, dict[str, float]], *, step: int) -> None:
@@ -174,26 +196,14 @@ def _check_finite(statistics: dict[str, dict[str, float]], *, step: int) -> None
             )
 
 
-def _save(learners: dict[str, Learner], folder: Path, *, step: int, seconds: float) -> None:
-    state = {
-        "step": step,
-        "seconds": seconds,
-        "learners": {site: learner.state() for site, learner in learners.items()},
-    }
-    save_checkpoint(folder / "checkpoints", step=step, state=state)
-
-
-def _restore(learners: dict[str, Learner], recording: Recording) -> tuple[int, float]:
-    """Steps and seconds of the run before, 0 and 0 for a new one."""
-    if not recording.resume:
-        return 0, 0.0
+def _restore(learners: dict[str, Learner], recording: Recording) -> tuple[int, dict[str, float]]:
+    """Bring the learners to the last checkpoint of the folder; gives its step and the seconds spent until then."""
     assert recording.folder is not None, "resume without a folder"
-    device = next(iter(learners.values())).last_fired_step.device
+    device = next(iter(learners.values())).device
     state = load_checkpoint(recording.folder / "checkpoints", device=device)
     if set(state["learners"]) != set(learners):
-        raise UserError(
-            f"`resume` needs the sites of the run before: {', '.join(state['learners'])}. Got {', '.join(learners)}."
-        )
+        before = ", ".join(state["learners"])
+        raise UserError(f"`resume` needs the sites of the run before: {before}. Got {', '.join(learners)}.")
     for site, learner in learners.items():
         learner.load_state(state["learners"][site])
     return state["step"], state["seconds"]
@@ -205,11 +215,15 @@ class Trainer:
     Args:
         config: the SAE and its training.
         init: an SAE to start from (warm start, fine-tuning).
+        device: where to train, "auto" (CUDA where there is one), "cpu", "cuda:1"; the rows may lie elsewhere.
         progress: show a progress bar or lines on stderr.
     """
 
-    def __init__(self, config: SAEConfig, init: SAE | None = None, *, progress: bool = True) -> None:
+    def __init__(
+        self, config: SAEConfig, init: SAE | None = None, *, device: str = "auto", progress: bool = True
+    ) -> None:
         self.config, self.init, self.progress = config, init, progress
+        self.device = str(chosen_device(device))
 
     def train(self, acts: Activations | Tensor) -> SAE:
         """The SAE of one site's activations.
@@ -229,8 +243,8 @@ class Trainer:
             )
         site = source.sites[0]
         init = {} if self.init is None else {site: self.init}
-        recording = Recording(progress=self.progress)
-        return train(source, self.config, init=init, recording=recording, metadata=origins(source)).saes[site]
+        prepared = prepare(source, self.config, init=init, device=self.device)
+        return train(prepared, Recording(progress=self.progress)).saes[site]
 
 
 def origins(source: RowSource) -> dict[str, dict[str, Any]]:
@@ -270,7 +284,7 @@ def train_suite(
     lm: LanguageModel,
     texts: Any,
     *,
-    sites: list[str] | None = None,
+    sites: list[str] | str | None = None,
     config: SAEConfig,
     n_tokens: int | None = None,
     context_tokens: int | None = None,
@@ -300,9 +314,9 @@ def train_suite(
     stream = Stream(
         lm,
         tokens,
-        sites=list(lm.sites if sites is None else sites),
+        sites=lm.sites if sites is None else [sites] if isinstance(sites, str) else list(sites),
         n_tokens=n_tokens,
         buffer_tokens=buffer_tokens,
         lm_dtype=lm_dtype,
     )
-    return train(stream, config, init=init, recording=Recording(progress=progress), metadata=origins(stream)).saes
+    return train(prepare(stream, config, init=init), Recording(progress=progress)).saes

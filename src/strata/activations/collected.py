@@ -55,6 +55,10 @@ class Activations(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def d_in(self, site: str) -> int:
+        """Width of a site's rows."""
+        return self[site].shape[1]
+
     def n_rows(self) -> int:
         """Rows of each site."""
         return len(self._rows[self.sites[0]])
@@ -81,8 +85,9 @@ class _ShuffledRows:
     def _take(self, rows: Tensor) -> SiteRows:
         return {site: tensor[rows.to(tensor.device)] for site, tensor in self._rows.items()}
 
-    def sample(self, n_rows: int) -> SiteRows:
-        return self._take(self._permutation(0)[:n_rows])
+    def sample(self, n_rows: int, *, site: str) -> Tensor:
+        rows = self._rows[site]
+        return rows[self._permutation(0)[:n_rows].to(rows.device)]
 
     def batches(self, start_step: int = 0) -> Iterator[SiteRows]:
         first = start_step * self._batch_size

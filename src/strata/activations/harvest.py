@@ -26,7 +26,10 @@ def forward_dtype(lm: LanguageModel, lm_dtype: str) -> torch.dtype | None:
 
     "auto" is bf16 where the hardware multiplies it fast and the model is fp32.
     """
-    wanted = {"auto": fast_dtype(lm.device), "fp32": torch.float32, "bf16": torch.bfloat16}[lm_dtype]
+    known = {"auto": fast_dtype(lm.device), "fp32": torch.float32, "bf16": torch.bfloat16}
+    if lm_dtype not in known:
+        raise UserError(f"`lm_dtype` must be one of {', '.join(known)}. Got {lm_dtype!r}.")
+    wanted = known[lm_dtype]
     return wanted if wanted != lm.dtype and lm.dtype == torch.float32 else None
 
 
@@ -74,6 +77,10 @@ def collect(
     """
     if dtype not in STORED_DTYPES:
         raise UserError(f"`dtype` must be one of {', '.join(STORED_DTYPES)}. Got {dtype!r}.")
+    if n_tokens is not None and n_tokens < 1:
+        raise UserError(f"`n_tokens` must be at least 1. Got {n_tokens}. Leave it out for the whole text.")
+    for site in sites:
+        lm.site(site)
     autocast_dtype = forward_dtype(lm, lm_dtype)
     parts: dict[str, list[Tensor]] = {site: [] for site in sites}
     n_rows = 0
@@ -118,6 +125,11 @@ def token_stream(
         text_column: where records keep their text.
     """
     opened = open_texts(texts, split=split, text_column=text_column, tokenizer=lm.tokenizer)
+    if context_tokens is not None and lm.max_positions is not None and context_tokens > lm.max_positions:
+        raise UserError(
+            f"`context_tokens` must be at most {lm.max_positions}, the model's longest text. Got {context_tokens}."
+            f" Lower it."
+        )
     length = min(lm.max_positions or _LONGEST_CONTEXT, _LONGEST_CONTEXT) if context_tokens is None else context_tokens
     return TokenStream(opened, lm.tokenizer, context_tokens=length, text_batch_size=text_batch_size)
 
@@ -125,7 +137,7 @@ def token_stream(
 def collect_activations(
     lm: LanguageModel,
     texts: Any,
-    sites: Sequence[str] | None = None,
+    sites: Sequence[str] | str | None = None,
     *,
     n_tokens: int | None = None,
     dtype: str = "fp32",
@@ -152,6 +164,6 @@ def collect_activations(
         UserError: an unknown site, an empty or unreadable text, or a dtype that cannot hold the activations.
     """
     tokens = token_stream(lm, texts, context_tokens=context_tokens, text_batch_size=text_batch_size)
-    names = [lm.middle_site] if sites is None else list(sites)
+    names = [lm.middle_site] if sites is None else [sites] if isinstance(sites, str) else list(sites)
     rows = collect(lm, tokens, sites=names, dtype=dtype, lm_dtype=lm_dtype, n_tokens=n_tokens)
     return Activations(rows, origin={"model": lm.fingerprint(), "text": tokens.describe()})

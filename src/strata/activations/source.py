@@ -14,8 +14,8 @@ SiteRows = dict[str, Float[Tensor, "rows _"]]
 class ShuffledRows(Protocol):
     """Rows of one run in their shuffled order."""
 
-    def sample(self, n_rows: int) -> SiteRows:
-        """At most n_rows shuffled rows of each site, for normalisation; they are still trained on afterwards."""
+    def sample(self, n_rows: int, *, site: str) -> Float[Tensor, "rows _"]:
+        """At most n_rows shuffled rows of a site, for normalisation; they are still trained on afterwards."""
         ...
 
     def batches(self, start_step: int = 0) -> Iterator[SiteRows]:
@@ -28,6 +28,10 @@ class RowSource(Protocol):
     """Activations to train on: collected before, or made while training."""
 
     sites: list[str]
+
+    def d_in(self, site: str) -> int:
+        """Width of a site's rows."""
+        ...
 
     def n_rows(self) -> int:
         """Rows of each site in one epoch."""

@@ -1,6 +1,5 @@
 """Activations made while training: nothing is kept but a shuffle buffer."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -47,7 +46,14 @@ class Stream:
         self._autocast_dtype = forward_dtype(lm, lm_dtype)
         self._counted: list[TokenBatch] | None = None
         self._n_tokens = n_tokens
-        self.lm_seconds = 0.0  # waiting for the device is not included on CUDA
+        if n_tokens is not None and n_tokens < 1:
+            raise UserError(f"`n_tokens` must be at least 1. Got {n_tokens}. Leave it out for the whole text.")
+        for site in sites:
+            lm.site(site)
+
+    def d_in(self, site: str) -> int:
+        """Width of a site's rows."""
+        return self.lm.d_in(site)
 
     def n_rows(self) -> int:
         """Rows of one epoch; counts the text when no number was given."""
@@ -74,7 +80,17 @@ class Stream:
         return self._buffer_tokens
 
     def shuffled(self, *, batch_size: int, n_epochs: int, seed: int) -> "_StreamedRows":
-        """The rows in the order of a shuffle buffer."""
+        """The rows in the order of a shuffle buffer.
+
+        Raises:
+            UserError: a buffer too small, or several epochs of a text that can be read only once.
+        """
+        if n_epochs > 1 and self._counted is None and self.tokens.one_shot:
+            raise UserError(
+                f"`num_epochs` must be 1 for an iterator of texts, which can be read only once. Got {n_epochs}. Give"
+                f" a list, or"
+                " leave n_tokens out: the text is then kept as token ids."
+            )
         return _StreamedRows(self, batch_size=batch_size, n_rows=self.n_rows() * n_epochs, seed=seed)
 
     def token_batches(self, n_rows: int) -> Iterator[TokenBatch]:
@@ -98,11 +114,8 @@ class Stream:
                 raise UserError("The text must hold at least one token that is neither pad nor special. It holds none.")
 
     def harvest(self, batch: TokenBatch) -> SiteRows:
-        """Rows of all sites for a batch; adds its seconds to `lm_seconds`."""
-        start = time.perf_counter()
-        rows = harvest(self.lm, batch, self.sites, autocast_dtype=self._autocast_dtype)
-        self.lm_seconds += time.perf_counter() - start
-        return rows
+        """Rows of all sites for a batch."""
+        return harvest(self.lm, batch, self.sites, autocast_dtype=self._autocast_dtype)
 
     def describe(self) -> dict[str, Any]:
         """Model and text with their fingerprints."""
@@ -120,12 +133,12 @@ class _StreamedRows:
         self._n_batches = 0
         self._storage: dict[str, Tensor] = {}
 
-    def sample(self, n_rows: int) -> SiteRows:
+    def sample(self, n_rows: int, *, site: str) -> Tensor:
         self._fill()
         slots = self._buffer.occupied()
-        if len(slots) > n_rows:  # the buffer is filled in reading order: every so-many-th row stands for all
-            slots = slots[:: len(slots) // n_rows][:n_rows]
-        return self._read(slots)
+        if len(slots) > n_rows:  # the buffer is filled in reading order: rows at equal distances stand for all
+            slots = slots[np.linspace(0, len(slots) - 1, n_rows).astype(np.int64)]
+        return self._storage[site][torch.from_numpy(slots).to(self._storage[site].device)]
 
     def batches(self, start_step: int = 0) -> Iterator[SiteRows]:
         self._skip(start_step)

@@ -97,6 +97,8 @@ def select_topk(
         out = scores[: len(part)]
         torch.addmm(offset, part, weight.t(), out=out)
         found.append(topk_rows(out, k))
+    if not found:
+        return z.new_zeros(0, k), torch.zeros(0, k, dtype=torch.int64, device=z.device)
     values, indices = torch.cat([v for v, _ in found]), torch.cat([i for _, i in found])
     return (values, indices) if exact else (pick_pre(z, W_enc, bias, indices), indices)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from strata.config import SAEConfig
     from strata.sae.model import SAE
 
+_HASHED_ENTRIES = 64  # of each weight, in the fingerprint: enough to tell two trainings apart, at once for any model
 Ids = Int[Tensor, "batch seq"] | Sequence[Sequence[int]]
 AttentionMask = Bool[Tensor, "batch seq"] | Int[Tensor, "batch seq"] | Sequence[Sequence[int]]
 
@@ -146,15 +147,20 @@ class LanguageModel:
         return frozenset(i for i in flat if isinstance(i, int) and 0 <= i < self.vocabulary_size)
 
     def fingerprint(self) -> dict[str, str | int]:
-        """Which model this was: name, class, number of parameters, hash of the configuration. Reads no weight."""
+        """Which model this was: name, class, number of parameters, hashes of configuration and of a few of each
+        weight.
+        """
         config = self.model.config.to_dict()
         kept = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}
         text = json.dumps(kept, sort_keys=True, default=str)
+        weights = (weight.detach().reshape(-1)[:_HASHED_ENTRIES].cpu() for weight in self.model.parameters())
+        beginnings = [weight.contiguous().view(torch.uint8).numpy().tobytes() for weight in weights]
         return {
             "name": self.name,
             "model_class": self.model_class,
             "n_parameters": sum(weight.numel() for weight in self.model.parameters()),
             "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "weights_sha256": hashlib.sha256(b"".join(beginnings)).hexdigest(),
         }
 
     def site(self, name: str) -> Site:

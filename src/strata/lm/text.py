@@ -79,8 +79,8 @@ def open_texts(source: object, *, split: str = "train", text_column: str = "text
             Texts, returned as they are, whatever ``split`` says.
         split: ``held_out`` takes about 5 % of the documents, chosen by a hash of their text (so the same document is
             always on the same side, wherever it stands; stdlib: by file name, as for the embedded model), ``train`` the
-            others, ``all`` both. A small source may have no held-out document: the iteration is then empty, which is
-            for the caller to judge.
+            others, ``all`` both. The first document is always one to train on. A small source may have no held-out
+            document: the iteration is then empty, which is for the caller to judge.
         text_column: the column of records that holds the text (or a conversation); null values are passed over.
         tokenizer: a Hugging Face tokenizer, needed only for conversations.
 
@@ -125,8 +125,9 @@ def _documents(source: _Source, reader: RecordReader, split: str) -> Iterator[st
         text = reader.text(place, record)
         if text is None:
             continue
-        any_text = any_text or bool(text.strip())
-        if split == "all" or is_held_out(text) == (split == "held_out"):
+        first, any_text = not any_text, any_text or bool(text.strip())
+        held_out = is_held_out(text) and not first
+        if split == "all" or held_out == (split == "held_out"):
             yield text
     if not any_text:
         raise UserError(f"A source of texts must hold some text. {source.name!r} holds none.")
@@ -160,6 +161,7 @@ def _open_token_ids(ids: Tensor, *, split: str) -> Texts:
     name = f"token ids {list(ids.shape)}"
     if split != "all":
         held_out = torch.tensor([is_held_out(" ".join(map(str, row))) for row in ids.tolist()])
+        held_out[0] = False
         ids = ids[held_out == (split == "held_out")]
 
     def no_documents() -> Iterator[str]:

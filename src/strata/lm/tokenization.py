@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,8 +85,10 @@ class Encoder:
             content = self._backend.to_str()
         else:
             content = json.dumps(sorted({**tokenizer.get_vocab(), **tokenizer.get_added_vocab()}.items()))
+        name = str(getattr(tokenizer, "name_or_path", ""))
         return {
-            "name": str(getattr(tokenizer, "name_or_path", "")),
+            # Of a folder only its name: where it lies on this machine says nothing to whom the SAE is given.
+            "name": Path(name).name if Path(name).is_absolute() else name,
             "class": type(tokenizer).__name__,
             "fingerprint": f"sha256:{hashlib.sha256(content.encode()).hexdigest()}",
             "vocab_size": len(tokenizer),

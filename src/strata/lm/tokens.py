@@ -94,6 +94,11 @@ class TokenStream:
         self._pad_is_shared = tokenizer is not None and self._pad in (tokenizer.bos_token_id, tokenizer.eos_token_id)
         self._not_rows = np.array([] if include_special else sorted(self._special), dtype=np.int64)
 
+    @property
+    def one_shot(self) -> bool:
+        """Whether the texts come from an iterator, which can be read only once."""
+        return self._texts.kind == "iterator"
+
     def __iter__(self) -> Iterator[TokenBatch]:
         """The batches from the start; leaving the iteration early ends its thread.
 

@@ -98,6 +98,11 @@ class Learner:
         }
         return {name: tensor.to(mean.device).clone().contiguous() for name, tensor in weights.items()}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.params["W_enc"].device
+
     @torch.no_grad()
     def step(self, x: Float[Tensor, "rows d_in"]) -> None:
         """Train on one batch of raw activations. Reads nothing back from the device but, every few steps, the list of

@@ -69,6 +69,7 @@ class SAE(nn.Module):
 
     def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_sae"]:
         """Latents of x, dense, of any leading shape; differentiable with respect to x."""
+        self._check_width(x, self.d_in, "Activations")
         if torch.is_grad_enabled() and (x.requires_grad or self.W_enc.requires_grad):
             return self.gate.dense((x.to(self.dtype) - self.b_dec) @ self.W_enc + self.b_enc)
         return self.encode_sparse(x).dense()
@@ -76,7 +77,7 @@ class SAE(nn.Module):
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "*rows d_in"]) -> SparseCode:
         """The same latents as (values, indices), [*rows k] each, without holding [rows d_sae]; no gradient."""
-        self._check_width(x)
+        self._check_width(x, self.d_in, "Activations")
         flat = x.reshape(-1, self.d_in).to(self.dtype) - self.b_dec
         code = self.gate.select(flat, self.W_enc.t().contiguous(), self.b_enc, score_dtype=self.dtype)
         shape = (*x.shape[:-1], code.values.shape[-1])
@@ -85,9 +86,11 @@ class SAE(nn.Module):
     def decode(self, latents: Float[Tensor, "*rows d_sae"] | SparseCode) -> Float[Tensor, "*rows d_in"]:
         """Reconstruction from dense latents or from a sparse code."""
         if isinstance(latents, SparseCode):
+            self._check_width(latents, self.d_sae, "A code")
             k = latents.values.shape[-1]
             flat = kernels.decode(latents.values.reshape(-1, k), latents.indices.reshape(-1, k), self.W_dec)
             return flat.view(*latents.values.shape[:-1], self.d_in) + self.b_dec
+        self._check_width(latents, self.d_sae, "Latents")
         return latents @ self.W_dec + self.b_dec
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_in"]:
@@ -113,10 +116,10 @@ class SAE(nn.Module):
 
         return saelens.load(Path(folder))
 
-    def _check_width(self, x: Tensor) -> None:
-        if x.shape[-1] != self.d_in:
+    def _check_width(self, given: Tensor | SparseCode, width: int, what: str) -> None:
+        found = given.d_sae if isinstance(given, SparseCode) else given.shape[-1]
+        if found != width:
             raise UserError(
-                f"Activations must have the SAE's width in their last dimension. Got {tuple(x.shape)} with"
-                f" d_in={self.d_in}."
-                " Was the SAE trained at another site or model?"
+                f"{what} must have {width} entries in the last dimension for an SAE with d_in={self.d_in}, d_sae={self.d_sae}."
+                f" Got {found}. Was the SAE trained at another site or model?"
             )
