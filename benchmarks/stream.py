@@ -93,9 +93,7 @@ def main() -> None:
     overhead = medians["stream"] / (medians["forward"] + medians["sae"]) - 1
     for name, value in medians.items():
         print(f"{name:>14}: {1000 * value:7.1f} ms per 4096 rows ({config.batch_size / value:,.0f} rows/s)")
-    print(
-        f"stream over the sum of its parts: {100 * overhead:+.1f} %   ({len(sites)} sites, {args.rounds} rounds, medians)"
-    )
+    print(f"stream over the sum of its parts: {100 * overhead:+.1f} % ({len(sites)} site(s), medians of {args.rounds})")
     if args.json:
         result = {
             "machine": describe(),

@@ -162,25 +162,28 @@ def write_readme(f: dict[str, object]) -> None:
     (EMBEDDED / "README.md").write_text(
         f"""# The embedded language model
 
-GPT-NeoX (Pythia's architecture), 8 layers of width 192, untied embeddings, vocabulary {VOCABULARY} (byte-level BPE), context
-{CONTEXT_TOKENS}: {f["parameters"]:,} parameters, half precision. Trained from scratch by `scripts/train_demo_model.py` on the source
-files of the Python {f["python"]} standard library (test suites left out; no text of it is committed), {f["tokens_seen"]:,} tokens in
-{f["steps"]:,} steps, {f["seconds"] / 60:.0f} minutes on {f["hardware"]}. Last exported {f["date"]}.
+GPT-NeoX (Pythia's architecture), 8 layers of width 192, untied embeddings, vocabulary {VOCABULARY} (byte-level BPE),
+context {CONTEXT_TOKENS}: {f["parameters"]:,} parameters, half precision. Trained from scratch by
+`scripts/train_demo_model.py` on the source files of the Python {f["python"]} standard library (test suites left out;
+no text of it is committed): {f["tokens_seen"]:,} tokens in {f["steps"]:,} steps, {f["seconds"] / 60:.0f} minutes
+on {f["hardware"]}. Exported {f["date"]}.
 
-Held out: 5 % of the files, by a hash of their names ({f["held_out_tokens"]:,} tokens, {f["bytes_per_token"]:.3f} bytes per token).
+Held out: 5 % of the files, by a hash of their names ({f["held_out_tokens"]:,} tokens, {f["bytes_per_token"]:.3f} bytes
+per token).
 
 | model | nats per token | bits per byte |
 |---|---|---|
 {table}
 
-The bigram model interpolates with the unigram by absolute discounting (0.75); all three see the same training and held-out
-files. `for i in ` continues greedily as:
+The bigram model interpolates with the unigram by absolute discounting (0.75); all three see the same training and
+held-out files. `for i in ` continues greedily as:
 
 ```
 {f["continuation"]}
 ```
 
-Repeat the figures: `python scripts/train_demo_model.py --export` with the checkpoint at hand.
+The figures are printed and this page is written by `python scripts/train_demo_model.py --export` with the checkpoint
+at hand.
 """
     )
 

@@ -64,7 +64,7 @@ def train_run(config: TrainConfig, *, progress: bool = True) -> tuple[LanguageMo
     if before is not None:
         _check_same(before, record)
         if before["status"] == "trained":
-            return lm, _load_trained(folder, before)
+            return lm, _load_trained(folder, before, report=config.report)
     prepared = prepare(stream, config.sae)
     record |= {"n_steps": prepared.n_steps, "n_rows": prepared.n_steps * config.sae.batch_size}
     if before is None:
@@ -85,9 +85,9 @@ def train_run(config: TrainConfig, *, progress: bool = True) -> tuple[LanguageMo
     return lm, trained
 
 
-def _load_trained(folder: Path, record: dict[str, Any]) -> Trained:
-    """What a run left whose training had ended."""
-    if (folder / "report" / "index.html").exists():
+def _load_trained(folder: Path, record: dict[str, Any], *, report: bool) -> Trained:
+    """What a run left whose training had ended but not its report."""
+    if not report or (folder / "report" / "index.html").exists():
         raise UserError(f"`resume` needs a run that is not finished. {folder} is. Start another with --out.")
     saes = {site: SAE.load(folder / "sae" / site) for site in record["dead"]}
     return Trained(saes=saes, dead=record["dead"], n_steps=record["n_steps"], seconds=record["seconds"])

@@ -23,7 +23,7 @@ from strata.sae.learner import Learner
 from strata.sae.model import SAE
 
 _NORMALIZATION_ROWS = 2**16
-_TENTH = Duration(10, "percent")
+_TENTH = Duration(10.0, "percent")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,6 +120,6 @@ class SAE(nn.Module):
         found = given.d_sae if isinstance(given, SparseCode) else given.shape[-1]
         if found != width:
             raise UserError(
-                f"{what} must have {width} entries in the last dimension for an SAE with d_in={self.d_in}, d_sae={self.d_sae}."
-                f" Got {found}. Was the SAE trained at another site or model?"
+                f"{what} must have {width} entries in the last dimension for an SAE with d_in={self.d_in} and"
+                f" d_sae={self.d_sae}. Got {found}. Was the SAE trained at another site or model?"
             )
