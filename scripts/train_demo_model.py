@@ -24,6 +24,8 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 
 from strata.lm.corpus import standard_library_texts
 
+# Without the space at its end: byte-level BPE joins a space with the word behind it, so a lone one is never seen.
+PROMPT = "\n    for i in"
 SEPARATOR, PAD = "<|endoftext|>", "<|pad|>"
 CONTEXT_TOKENS = 256
 VOCABULARY = 4096
@@ -176,7 +178,7 @@ per token).
 {table}
 
 The bigram model interpolates with the unigram by absolute discounting (0.75); all three see the same training and
-held-out files. `for i in ` continues greedily as:
+held-out files. Within a function's body `for i in` continues greedily (no sampling) as:
 
 ```
 {f["continuation"]}
@@ -270,7 +272,7 @@ def main() -> None:
         "unigram_nats": unigram,
         "bigram_nats": bigram,
         "held_out_nats": held_out_loss(model.to(torch.float16).float(), test),
-        "continuation": continuation(model, tokenizer, "for i in "),
+        "continuation": continuation(model, tokenizer, PROMPT),
     }
     print(json.dumps(figures, indent=1))
     export(model, tokenizer, figures)
