@@ -91,8 +91,8 @@ class SAEConfig:
     text_batch_size: int = 32
     """Packed sequences per language-model forward (streaming and collecting)."""
     lr: float | Auto = "auto"
-    """Peak learning rate of Adam; "auto" chooses it from width and batch size (see
-    strata.sae.optim.auto_learning_rate)."""
+    """Peak learning rate of Adam for the encoder (bias and decoder go faster); "auto" chooses it from width and batch
+    size (see strata.sae.optim.auto_learning_rate)."""
     warmup: str = "5%"
     """Linear warm-up from 0, as a duration: "5%", "200 steps", "1M tokens"."""
     decay: str = "30%"
