@@ -11,9 +11,9 @@ _TOP_PAD_BYTES = 64 * 2**20
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory instead of giving it back to the kernel and asking for it anew in every step.
 
-    By default large arrays are mapped when made and unmapped when dropped, and their pages are zeroed one by one at first
-    touch. The embedded model's forward takes 0.78 of the time with this, the SAE step the same (docs/LOG.md). For programs
-    that own their process, such as the command and the benchmarks; a library should not call it.
+    By default large arrays are mapped when made and unmapped when dropped, and their pages are zeroed one by one at
+    first touch. The embedded model's forward takes 0.78 of the time with this, the SAE step the same (docs/LOG.md). For
+    programs that own their process, such as the command and the benchmarks; a library should not call it.
 
     Returns:
         Whether it took effect: Linux with glibc only.

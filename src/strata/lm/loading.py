@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,15 +182,19 @@ def _errors_of(model: str, *, setting: str = "model") -> Iterator[None]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No progress bars and no log lines of transformers; what matters in them is raised as an error here."""
+    """No progress bars, no log lines of transformers and its hub client; what matters in them is raised as an error."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    hub = getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(ERROR)
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        hub.setLevel(hub_level)
         if bars:
             logging.enable_progress_bar()

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from strata.activations.harvest import token_stream
 from strata.config import TrainConfig
 from strata.evaluate.examples import feature_examples
@@ -14,6 +16,8 @@ from strata.lm.tokens import TokenBatch
 from strata.log import say
 from strata.report.page import write_report
 from strata.run import train_run
+
+_HELD_OUT_CHOICE = 32  # tokens read for each that is evaluated
 
 
 def train_and_report(config: TrainConfig, *, progress: bool = True) -> Path:
@@ -44,16 +48,25 @@ def train_and_report(config: TrainConfig, *, progress: bool = True) -> Path:
 
 
 def held_out_batches(lm: LanguageModel, config: TrainConfig) -> list[TokenBatch]:
-    """Packed sequences of held-out documents, about `held_out_tokens` tokens; none if the text has no such document."""
+    """Packed sequences of held-out documents, about `held_out_tokens` tokens; none if the text has no such document.
+
+    They are taken at equal distances from up to 32 times as many tokens, so that they come from many documents.
+    """
     size = config.sae.text_batch_size
     tokens = token_stream(lm, config.data, context_tokens=config.context_tokens, text_batch_size=size, split="held_out")
-    batches, n_tokens = [], 0
+    read, n_tokens = [], 0
     for batch in tokens:
-        batches.append(batch)
+        read.append(batch)
         n_tokens += batch.input_ids.numel()
-        if n_tokens >= config.held_out_tokens:
+        if n_tokens >= _HELD_OUT_CHOICE * config.held_out_tokens:
             break
-    return batches
+    if not read:
+        return []
+    n_seqs = sum(len(batch.input_ids) for batch in read)
+    wanted = min(n_seqs, max(1, config.held_out_tokens // config.context_tokens))
+    chosen = torch.linspace(0, n_seqs - 1, wanted).long()
+    parts = [torch.cat([getattr(b, part) for b in read])[chosen] for part in ("input_ids", "attention_mask", "is_row")]
+    return [TokenBatch(*batch) for batch in zip(*(part.split(size) for part in parts), strict=True)]
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
