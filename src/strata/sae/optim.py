@@ -18,7 +18,7 @@ def auto_learning_rate(*, d_sae: int, batch_size: int) -> float:
     """Peak learning rate when none is given: 1.53e-3 · √(2^14/d_sae) · √(batch_size/4096), capped at 1e-2.
 
     The dependence on width follows Gao et al. 2024 (2e-4/√(d_sae/2^14)), the square root of the batch size is usual for
-    Adam, and the constant is chosen for the lowest held-out FVU after short runs (docs/LOG.md).
+    Adam, and the constant is chosen for low held-out FVU and few silent latents after short runs (docs/LOG.md).
     Differs: peers use 2e-4 to 1e-3 at this width, which a long run needs less than a short one suffers from.
     """
     return min(1e-2, _BASE_LR * (_BASE_LATENTS / d_sae) ** 0.5 * (batch_size / _BASE_ROWS) ** 0.5)
