@@ -76,7 +76,7 @@ def _names_unknown_settings(cls: type[Described]) -> type[Described]:
 @_names_unknown_settings
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig:
-    """One sparse autoencoder and how it is trained. The defaults are backed by docs/LOG.md."""
+    """One sparse autoencoder and how it is trained. docs/LOG.md says what chose the learning rates."""
 
     architecture: Literal["topk"] = "topk"
     """The gate: "topk" keeps the k largest pre-activations of every row (Gao et al. 2024)."""

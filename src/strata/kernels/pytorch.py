@@ -15,9 +15,8 @@ Rows = Float[Tensor, "rows d_in"]
 Values = Float[Tensor, "rows k"]
 Indices = Int[Tensor, "rows k"]
 
-# Scores of one chunk of rows live in a buffer of at most this many bytes. Measured on 2 cores, d_in 384, d_sae 6144,
-# fp32: 256 rows a chunk 0.139 s, 1024 rows 0.111 s, all 4096 in one piece 0.108 s, while the selection prefers small
-# chunks (they stay in cache).
+# Scores of one chunk of rows live in a buffer of at most this many bytes. It bounds the memory; chunks of 6 to 100 MB
+# took the same time within the noise (docs/LOG.md).
 _CHUNK_BYTES = 24 * 2**20
 
 
@@ -128,7 +127,7 @@ def decode(values: Values, indices: Indices, W_dec: Weight) -> Rows:
 def transpose_code(indices: Indices, d_sae: int) -> TransposedCode:
     """Sort the code's entries by latent, once for all gradients of a step."""
     k = indices.shape[1]
-    flat = indices.reshape(-1).to(torch.int32)  # 32-bit keys sort about twice as fast as 64-bit ones
+    flat = indices.reshape(-1).to(torch.int32)
     entries = torch.sort(flat, stable=True).indices
     counts = torch.bincount(flat, minlength=d_sae)
     return TransposedCode(rows=entries // k, entries=entries, starts=counts.cumsum(0) - counts)

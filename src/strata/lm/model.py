@@ -18,6 +18,7 @@ from strata.lm.inputs import checked_ids, checked_mask, max_positions, vocabular
 from strata.lm.loading import chosen_device, load_model, load_tokenizer
 from strata.lm.precision import named_dtype
 from strata.lm.sites import Site, SiteMap
+from strata.lm.tokenization import special_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -137,8 +138,7 @@ class LanguageModel:
         ids that nobody chose, and then there are none.
         """
         if self.tokenizer is not None:
-            added = getattr(self.tokenizer, "added_tokens_decoder", {})
-            return frozenset([*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)])
+            return special_token_ids(self.tokenizer)
         if not self.model.config.name_or_path:
             return frozenset()
         text_config = self.model.config.get_text_config()

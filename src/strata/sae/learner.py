@@ -28,7 +28,6 @@ class Learner:
 
     Args:
         config: the SAE and its training.
-        d_in: width of the rows.
         n_steps: steps of the whole run, for the schedule.
         sample: shuffled rows [n d_in] from which normalisation and initial scale are taken.
         site: name of the rows' site, for errors and the SAE's metadata.
