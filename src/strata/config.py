@@ -11,6 +11,8 @@ from strata.durations import Duration
 from strata.errors import UserError, did_you_mean
 
 Auto = Literal["auto"]
+Architecture = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated"]
+Revival = Literal["auto", "auxk", "ghost", "resample", "none"]
 
 
 def _require(ok: bool, setting: str, rule: str, given: object, way_out: str) -> None:
@@ -78,12 +80,15 @@ def _names_unknown_settings(cls: type[Described]) -> type[Described]:
 class SAEConfig:
     """One sparse autoencoder and how it is trained. docs/LOG.md says what chose the learning rates."""
 
-    architecture: Literal["topk"] = "topk"
-    """The gate: "topk" keeps the k largest pre-activations of every row (Gao et al. 2024)."""
+    architecture: Architecture = "topk"
+    """The gate: "topk" keeps the k largest pre-activations of every row (Gao et al. 2024), "batchtopk" the k per row
+    largest of the whole batch (Bussmann et al. 2024), "matryoshka" the same with nested dictionaries (Bussmann et al.
+    2025), "jumprelu" those above a learned threshold (Rajamanoharan et al. 2024b), "relu" all positive ones, with an L1
+    penalty (Bricken et al. 2023), "gated" those that a gate of their own opens (Rajamanoharan et al. 2024a)."""
     expansion_factor: int = 16
     """Latents per dimension of the site: d_sae = expansion_factor · d_in."""
     k: int = 32
-    """Active latents per row (L0), in [1, d_sae]."""
+    """Active latents per row (L0), in [1, d_sae]: exact for "topk", on average for the others."""
     num_epochs: int = 1
     """Passes over the text or the collected activations."""
     batch_size: int = 4096
@@ -97,13 +102,24 @@ class SAEConfig:
     """Linear warm-up from 0, as a duration: "5%", "200 steps", "1M tokens"."""
     decay: str = "30%"
     """Linear decay to 0 at the end of the run, as a duration."""
-    revival: Literal["auto", "auxk", "ghost", "none"] = "auto"
-    """What brings dead latents back: "auxk" (Gao et al. 2024), "ghost" (Jermyn & Templeton 2024) or "none"; "auto" is
-    "auxk"."""
+    sparsity_coefficient: float | Auto = "auto"
+    """Weight of the sparsity penalty of "jumprelu", "relu" and "gated"; "auto" is steered so that L0 becomes k. A fixed
+    one gives the L0 that comes of it."""
+    bandwidth: float = 0.1
+    """Width of the kernel through which "jumprelu" learns its thresholds, in units of the normalised pre-activations
+    (activations have a mean square of 1 per dimension)."""
+    matryoshka_prefixes: tuple[float, ...] = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
+    """Ends of the nested dictionaries of "matryoshka", as shares of d_sae."""
+    revival: Revival = "auto"
+    """What brings dead latents back: "auxk" (Gao et al. 2024), "ghost" (Jermyn & Templeton 2024), "resample" (Bricken
+    et al. 2023) or "none"; "auto" is "auxk"."""
     use_ghost_grads: bool = False
     """The same as revival="ghost"."""
     revival_coefficient: float = 1.0
     """Weight of the AuxK term (the paper: 1/32). Ghost gradients scale themselves."""
+    centring: bool = True
+    """Subtract each site's mean before training (and fold it into the biases afterwards). Without it large means, which
+    many models have in a few dimensions, kill latents (docs/dead-latents.md)."""
     dead_feature_window: int | Auto = "auto"
     """Steps without firing after which a latent counts as dead; "auto" is 1000 or a quarter of the run, whichever is
     less."""
@@ -130,7 +146,8 @@ class SAEConfig:
             self.revival_coefficient,
             'To switch revival off give revival="none".',
         )
-        contradiction = self.use_ghost_grads and self.revival in ("auxk", "none")
+        self._check_sparsity()
+        contradiction = self.use_ghost_grads and self.revival not in ("auto", "ghost")
         _require(
             not contradiction,
             "SAEConfig.revival",
@@ -140,6 +157,21 @@ class SAEConfig:
         )
         Duration.parse(self.warmup, setting="SAEConfig.warmup")
         Duration.parse(self.decay, setting="SAEConfig.decay")
+
+    def _check_sparsity(self) -> None:
+        _require(self.bandwidth > 0, "SAEConfig.bandwidth", "be above 0", self.bandwidth, "0.1 is usual.")
+        if self.sparsity_coefficient != "auto":
+            rule, given = "be at least 0", self.sparsity_coefficient
+            _require(given >= 0, "SAEConfig.sparsity_coefficient", rule, given, 'Or give "auto".')
+        ends = self.matryoshka_prefixes
+        ascending = len(ends) > 0 and list(ends) == sorted(set(ends)) and ends[0] > 0 and ends[-1] == 1.0
+        _require(
+            ascending,
+            "SAEConfig.matryoshka_prefixes",
+            "be ascending shares of d_sae that end with 1.0",
+            ends,
+            "For example (0.125, 0.5, 1.0).",
+        )
 
     def d_sae(self, d_in: int) -> int:
         """Latents of an SAE on activations of width d_in.
@@ -157,7 +189,7 @@ class SAEConfig:
         )
         return d_sae
 
-    def revival_method(self) -> Literal["auxk", "ghost", "none"]:
+    def revival_method(self) -> Literal["auxk", "ghost", "resample", "none"]:
         """The revival method that the two fields choose together."""
         if self.use_ghost_grads:
             return "ghost"

@@ -1,4 +1,4 @@
-"""An SAE that is being trained: weights, optimiser, normalisation, firing record, and the fast step."""
+"""An SAE that is being trained: weights, optimiser, normalisation, firing record, and the step."""
 
 from typing import Any
 
@@ -8,23 +8,27 @@ from torch import Tensor
 
 from strata.config import SAEConfig
 from strata.errors import UserError
-from strata.kernels import pytorch as kernels
-from strata.sae import revival
-from strata.sae.gates import make_gate
-from strata.sae.model import SAE
+from strata.sae import resampling, revival
+from strata.sae.folding import Spaces, fold
+from strata.sae.initial import random_weights, weights_of
+from strata.sae.model import SAE, Transcoder
 from strata.sae.normalization import Normalization
-from strata.sae.optim import Schedule, UnitRowAdam, unit_rows_
+from strata.sae.optim import Schedule, UnitRowAdam
+from strata.sae.rules.base import Batch, Outcome
+from strata.sae.rules.registry import make_rule
 
 _REVIVAL_ROWS = 512  # rows of a batch that the revival term looks at
 _REVIVAL_LATENTS = 1024  # dead latents it can hold at once, the longest silent first
 _REVIVAL_REFRESH_STEPS = 10  # steps between two looks for dead latents
+_RESAMPLING_ROWS = 8192  # the last rows, from which resampling draws
+_SILENT_ROWS = 1_000_000
 
 
 class Learner:
-    """One SAE in training, in the normalised space of its site.
+    """One SAE or transcoder in training, in the normalised space of its site or sites.
 
-    The rows of the step are shifted by b_dec once, which folds it out of encoder and decoder: with u = z − b_dec the
-    code is gate(u W_enc + b_enc) and the residual u − code W_dec.
+    The rows of an SAE's step are shifted by b_dec once, which folds it out of encoder and decoder: with u = z − b_dec
+    the code is gate(u W_enc + b_enc) and the residual u − code W_dec.
 
     Args:
         config: the SAE and its training.
@@ -33,6 +37,9 @@ class Learner:
         site: name of the rows' site, for errors and the SAE's metadata.
         score_dtype: precision in which winners are selected; bf16 pays where the hardware multiplies it fast.
         init: an SAE to start from (warm start) instead of random weights.
+        target_sample: the same rows at the target site [n d_out]: a transcoder is trained.
+        target_site: its name.
+        skip: with a skip connection (transcoders).
     """
 
     def __init__(
@@ -44,13 +51,27 @@ class Learner:
         site: str = "the activations",
         score_dtype: torch.dtype = torch.float32,
         init: SAE | None = None,
+        target_sample: Float[Tensor, "n d_out"] | None = None,
+        target_site: str | None = None,
+        skip: bool = False,
     ) -> None:
         self.config, self.site, self.score_dtype, self.n_steps = config, site, score_dtype, n_steps
-        d_in = sample.shape[1]
-        self.d_sae = config.d_sae(d_in)
-        self.gate = make_gate(config.architecture, k=config.k)
-        self.normalization = Normalization.estimate(sample, site=site)
-        self.params = self._random_weights(sample) if init is None else self._weights_of(init, d_in)
+        self.target_site = target_site
+        self.d_sae = config.d_sae(sample.shape[1])
+        self.rule = make_rule(config, d_sae=self.d_sae)
+        names = {"site": site, "target_site": target_site}
+        self.spaces = _spaces(sample, target_sample, **names, centring=config.centring)
+        if target_sample is not None and config.architecture == "gated":
+            raise UserError('`SAEConfig.architecture` "gated" cannot be a transcoder: no format holds one.')
+        if skip and target_sample is None:
+            raise UserError("`skip` is for transcoders. Got it without target_site.")
+        if init is None:
+            inputs = self.spaces.source.apply(sample[:8192])
+            target = inputs if target_sample is None else self.spaces.output.apply(target_sample[:8192])
+            tied = target_sample is None
+            self.params = random_weights(self.rule, inputs, target, seed=config.seed, tied=tied, skip=skip)
+        else:
+            self.params = weights_of(init, self.rule, self.spaces, skip=skip)
         self.optimizer = UnitRowAdam(self.params)
         self.schedule = Schedule(config, d_sae=self.d_sae, n_steps=n_steps)
         self.window_steps = config.window_steps(n_steps)
@@ -59,163 +80,198 @@ class Learner:
         self.last_fired_step: Int[Tensor, " d_sae"] = torch.zeros(self.d_sae, dtype=torch.int32, device=device)
         self.dead_latents: Int[Tensor, " dead"] = torch.zeros(0, dtype=torch.int64, device=device)
         self._sums = torch.zeros(5, device=device)  # loss, fvu, active entries, kept rows, steps since the last reading
-
-    def _random_weights(self, sample: Tensor) -> dict[str, Tensor]:
-        """Random unit decoder rows; the encoder is their transpose, scaled so that first reconstructions have the right
-        length.
-        """
-        d_in = sample.shape[1]
-        generator = torch.Generator().manual_seed(self.config.seed)
-        W_dec = torch.randn(self.d_sae, d_in, generator=generator).to(sample.device)
-        unit_rows_(W_dec)
-        zeros = torch.zeros(self.d_sae, device=sample.device)
-        z = self.normalization.apply(sample[:1024])
-        code = self.gate.select(z, W_dec, zeros)
-        z_hat = kernels.decode(code.values, code.indices, W_dec)
-        scale = (z * z_hat).sum() / z_hat.square().sum().clamp_min(1e-12)
-        return {
-            "W_enc": W_dec * scale,
-            "b_enc": zeros,
-            "W_dec": W_dec,
-            "b_dec": torch.zeros(d_in, device=sample.device),
-        }
-
-    def _weights_of(self, init: SAE, d_in: int) -> dict[str, Tensor]:
-        """The SAE's weights in this site's normalised space: the inverse of `finish`."""
-        if (init.d_in, init.d_sae) != (d_in, self.d_sae):
-            raise UserError(
-                f"`init` must have the shape that the config asks for. Got d_in={init.d_in}, d_sae={init.d_sae};"
-                f" wanted d_in={d_in},"
-                f" d_sae={self.d_sae}. Set expansion_factor={init.d_sae // init.d_in}."
-            )
-        mean, scale = self.normalization.mean, self.normalization.scale
-        weights = {
-            "W_enc": init.W_enc.detach().float().t(),
-            "b_enc": init.b_enc.detach().float() / scale,
-            "W_dec": init.W_dec.detach().float(),
-            "b_dec": (init.b_dec.detach().float().to(mean.device) - mean) / scale,
-        }
-        return {name: tensor.to(mean.device).clone().contiguous() for name, tensor in weights.items()}
+        self._method = config.revival_method()
+        self._n_recent = max(self.rule.n_recent_rows, _RESAMPLING_ROWS if self._method == "resample" else 0)
+        self._recent: list[tuple[Tensor, Tensor]] = []  # the last rows and their targets, in the model's scale
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.params["W_enc"].device
 
-    @torch.no_grad()
-    def step(self, x: Float[Tensor, "rows d_in"]) -> None:
-        """Train on one batch of raw activations. Reads nothing back from the device but, every few steps, the list of
-        dead latents.
-        """
-        p = self.params
-        keep = (~self.normalization.is_sink(x)).float()
-        u = self.normalization.apply(x).sub_(p["b_dec"])
-        code = self.gate.select(u, p["W_enc"], p["b_enc"], score_dtype=self.score_dtype)
-        values = code.values.mul_(keep.unsqueeze(1))
-        residual = (u - kernels.decode(values, code.indices, p["W_dec"])).mul_(keep.unsqueeze(1))
-        n_kept = keep.sum().clamp_min(1)
-        loss = residual.square().sum() / (n_kept * x.shape[1])
+    @property
+    def normalization(self) -> Normalization:
+        """Of the rows that are encoded."""
+        return self.spaces.source
 
-        d_output = residual * (-2 / (n_kept * x.shape[1]))
-        d_pre = kernels.rowwise_dot(d_output, p["W_dec"], code.indices).mul_(values > 0)
-        by_latent = kernels.transpose_code(code.indices, self.d_sae)
-        gradients = {
-            "W_enc": kernels.weight_gradient(d_pre, u, by_latent),
-            "b_enc": torch.zeros_like(p["b_enc"]).index_add_(0, code.indices.reshape(-1), d_pre.reshape(-1)),
-            "W_dec": kernels.weight_gradient(values, d_output, by_latent),
-        }
-        gradients["b_dec"] = d_output.sum(0) - gradients["b_enc"] @ p["W_enc"]
-        total = loss + self._revive(u, residual, gradients, loss)
-        self._record(
-            values, code.indices, torch.stack([total, loss, (values > 0).sum(), n_kept, torch.ones_like(loss)])
-        )
+    @torch.no_grad()
+    def step(self, x: Float[Tensor, "rows d_in"], target: Float[Tensor, "rows d_out"] | None = None) -> None:
+        """Train on one batch of raw activations.
+
+        TopK reads nothing back from the device but, every few steps, the list of dead latents; the other rules wait for
+        the number of entries.
+
+        Args:
+            x: rows of the site.
+            target: the same rows of the target site (transcoders).
+        """
+        if self._method == "resample":
+            self._resample()
+        batch = self._batch(x, target)
+        outcome = self.rule.step(batch, self.params, score_dtype=self.score_dtype)
+        gradients = outcome.gradients
+        gradients["b_dec"] = outcome.d_output.sum(0)
+        if self.spaces.target is None:  # b_dec is on the input too
+            gradients["b_dec"] -= outcome.d_scores @ self.params["W_enc"]
+        if "W_skip" in self.params:
+            gradients["W_skip"] = outcome.d_output.t() @ batch.inputs
+        extra = self._revive(batch, outcome)
+        self._record(outcome, batch, extra)
         self.optimizer.step(gradients, lr=self.schedule.at(self.n_steps_done))
+        self.rule.after_step(outcome, batch)
+        self._remember(x, target)
         self.n_steps_done += 1
 
-    def _revive(self, u: Tensor, residual: Tensor, gradients: dict[str, Tensor], loss: Tensor) -> Tensor:
+    def _batch(self, x: Tensor, target: Tensor | None) -> Batch:
+        """The rows in normalised space, shifted by what the decoder adds."""
+        p = self.params
+        keep = ~self.spaces.source.is_sink(x)
+        inputs = self.spaces.source.apply(x)
+        if self.spaces.target is None:
+            inputs -= p["b_dec"]
+            wanted = inputs
+        else:
+            assert target is not None, "a transcoder's step needs the target's rows"
+            keep &= ~self.spaces.target.is_sink(target)
+            wanted = self.spaces.target.apply(target).sub_(p["b_dec"])
+            if "W_skip" in p:
+                wanted -= inputs @ p["W_skip"].t()
+        return Batch(inputs, wanted, keep.float(), keep.sum().float().clamp_min(1))
+
+    def _revive(self, batch: Batch, outcome: Outcome) -> Tensor:
         """Add the revival term's gradients to those of the dead latents; gives the term's value."""
-        method = revival.METHODS.get(self.config.revival_method())
+        method = revival.METHODS.get(self._method)
         if method is None:
-            return torch.zeros_like(loss)
+            return torch.zeros_like(outcome.loss)
         if self.n_steps_done % _REVIVAL_REFRESH_STEPS == 0:
             self.dead_latents = self._longest_silent()
         latents = self.dead_latents
         if len(latents) == 0:
-            return torch.zeros_like(loss)
-        p = self.params
-        dead = revival.DeadLatents(latents, p["W_enc"][latents], p["W_dec"][latents], p["b_enc"][latents])
+            return torch.zeros_like(outcome.loss)
+        p, bias = self.params, self.rule.bias
+        dead = revival.DeadLatents(latents, p["W_enc"][latents], p["W_dec"][latents], p[bias][latents])
         sample = slice(0, _REVIVAL_ROWS)
-        extra = method(u[sample], residual[sample], dead, loss=loss, coefficient=self.config.revival_coefficient)
-        for name in ("W_enc", "W_dec", "b_enc"):
-            gradients[name].index_add_(0, latents, getattr(extra, name))
+        inputs, residual = batch.inputs[sample], outcome.residual[sample]
+        extra = method(inputs, residual, dead, loss=outcome.loss, coefficient=self.config.revival_coefficient)
+        for name, amounts in (("W_enc", extra.W_enc), ("W_dec", extra.W_dec), (bias, extra.b_enc)):
+            outcome.gradients[name].index_add_(0, latents, amounts)
         return extra.value
 
     def _longest_silent(self) -> Int[Tensor, " dead"]:
         """The dead latents, the longest silent ones where there are more than fit."""
-        silent_steps = self.n_steps_done - self.last_fired_step
-        longest = silent_steps.topk(min(_REVIVAL_LATENTS, self.d_sae))
+        longest = self._silent_steps().topk(min(_REVIVAL_LATENTS, self.d_sae))
         return longest.indices[longest.values > self.window_steps]
 
-    def _record(self, values: Tensor, indices: Tensor, sums: Tensor) -> None:
+    def _resample(self) -> None:
+        """Let dead latents start again where it is time for it."""
+        last = self.n_steps - self.schedule.decay_steps
+        if not resampling.due(self.n_steps_done, window_steps=self.window_steps, last_step=last):
+            return
+        dead = (self._silent_steps() > self.window_steps).nonzero().squeeze(1)
+        batch = self._recent_batch()
+        if len(dead) == 0 or batch is None:
+            return
+        outcome = self.rule.step(batch, self.params, score_dtype=self.score_dtype)
+        losses = outcome.residual.square().sum(1)
+        seed = self.config.seed * 1_000_003 + self.n_steps_done
+        resampling.resample(dead, batch, losses, rule=self.rule, params=self.params, seed=seed)
+        resampling.forget(self.optimizer, self.params, dead)
+        self.last_fired_step[dead] = self.n_steps_done
+
+    def _remember(self, x: Tensor, target: Tensor | None) -> None:
+        """Keep the last rows for those that want them."""
+        if self._n_recent == 0:
+            return
+        self._recent.append((x, x if target is None else target))
+        while sum(len(rows) for rows, _ in self._recent[1:]) >= self._n_recent:
+            self._recent.pop(0)
+
+    def _recent_batch(self) -> Batch | None:
+        """The last rows as they look under the weights now."""
+        if not self._recent:
+            return None
+        x, target = (torch.cat(part)[-self._n_recent :] for part in zip(*self._recent, strict=True))
+        return self._batch(x, None if self.spaces.target is None else target)
+
+    def _record(self, outcome: Outcome, batch: Batch, extra: Tensor) -> None:
         """Note which latents fired in this step and add to the running sums."""
-        now = torch.where(values > 0, self.n_steps_done + 1, 0).to(torch.int32).reshape(-1)
-        self.last_fired_step.scatter_reduce_(0, indices.reshape(-1), now, reduce="amax")
-        self._sums += sums
+        outcome.entries.note_fired(self.last_fired_step, outcome.values, self.n_steps_done + 1)
+        total = outcome.loss + outcome.penalty + extra
+        active = (outcome.values > 0).sum()
+        self._sums += torch.stack([total, outcome.loss, active, batch.n_kept, torch.ones_like(total)])
+
+    def _silent_steps(self) -> Int[Tensor, " d_sae"]:
+        """Steps since each latent last fired, or since the start."""
+        return self.n_steps_done - self.last_fired_step
 
     def dead_share(self) -> float:
         """Share of latents that did not fire in the last `window_steps` steps."""
-        return (self.n_steps_done - self.last_fired_step > self.window_steps).float().mean().item()
+        return (self._silent_steps() > self.window_steps).float().mean().item()
 
     def statistics(self) -> dict[str, float]:
-        """Means since the last call: loss (with the revival term), fvu, l0; and the dead share now. Waits for the
-        device.
+        """Means since the last call, and what is silent now. Waits for the device.
+
+        Returns:
+            loss with all its terms; fvu, the reconstruction's share of it; l0; dead_share, of latents silent for longer
+            than the window; silent_1m_share, of those that did not fire in the last million rows (or since the start,
+            if that is less); silent_rows_p90, the rows since they last fired that 90 % of the latents do not exceed.
         """
         total, loss, active, kept, steps = self._sums.tolist()
         self._sums.zero_()
         steps = max(steps, 1)
+        silent = self._silent_steps()
+        longest = min(self.n_steps_done, max(1, _SILENT_ROWS // self.config.batch_size))
         return {
             "loss": total / steps,
             "fvu": loss / steps,
             "l0": active / max(kept, 1),
             "dead_share": self.dead_share(),
+            "silent_1m_share": (silent >= longest).float().mean().item(),
+            "silent_rows_p90": silent.float().quantile(0.9).item() * self.config.batch_size,
         }
 
-    def finish(self, metadata: dict[str, Any] | None = None) -> SAE:
-        """The SAE in the model's own scale, normalisation folded into the biases (design, section 5). Copies; training
-        can go on.
-        """
-        mean, scale, p = self.normalization.mean, self.normalization.scale, self.params
-        return SAE(
-            W_enc=p["W_enc"].clone().t(),
-            b_enc=p["b_enc"] * scale,
-            W_dec=p["W_dec"].clone(),
-            b_dec=p["b_dec"] * scale + mean,
-            gate=self.gate,
-            metadata=metadata,
-        )
+    @torch.no_grad()
+    def finish(self, metadata: dict[str, Any] | None = None) -> SAE | Transcoder:
+        """The SAE in the model's own scale, normalisation folded in. Copies; training can go on."""
+        gate, b_enc = self.rule.finished(self.params, self._recent_batch() if self.rule.n_recent_rows else None)
+        described = {**(metadata or {}), **self.rule.description()}
+        return fold(self.params, self.spaces, gate=gate, b_enc=b_enc, metadata=described)
 
     def state(self) -> dict[str, Any]:
         """All that training needs to go on bitwise, for a checkpoint."""
-        norm = self.normalization
         return {
             "params": self.params,
             "adam": self.optimizer.adam.state_dict(),
-            "normalization": {
-                "mean": norm.mean, "scale": norm.scale, "median": norm.median, "sink_radius": norm.sink_radius,
-            },
+            "source": vars(self.spaces.source),
+            "target": None if self.spaces.target is None else vars(self.spaces.target),
+            "rule": self.rule.state(),
+            "recent": [torch.cat(part)[-self._n_recent :] for part in zip(*self._recent, strict=True)],
             "last_fired_step": self.last_fired_step,
             "dead_latents": self.dead_latents,
             "sums": self._sums,
             "n_steps_done": self.n_steps_done,
-        }  # fmt: skip
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         for name, tensor in self.params.items():
             tensor.copy_(state["params"][name])
         self.optimizer.adam.load_state_dict(state["adam"])
-        self.normalization = Normalization(**state["normalization"])
+        target = state["target"]
+        self.spaces = Spaces(Normalization(**state["source"]), None if target is None else Normalization(**target))
+        self.rule.load_state(state["rule"])
+        self._recent = [tuple(part.to(self.device) for part in state["recent"])] if state["recent"] else []
         self.last_fired_step.copy_(state["last_fired_step"])
         self.dead_latents = state["dead_latents"].to(self.last_fired_step.device)
         self._sums.copy_(state["sums"])
         self.n_steps_done = state["n_steps_done"]
+
+
+def _spaces(
+    sample: Tensor, target_sample: Tensor | None, *, site: str, target_site: str | None, centring: bool
+) -> Spaces:
+    source = Normalization.estimate(sample, site=site, centring=centring)
+    if target_sample is None:
+        return Spaces(source)
+    target_name = target_site or "the target"
+    return Spaces(source, Normalization.estimate(target_sample, site=target_name, centring=centring))

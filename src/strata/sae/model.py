@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from strata.errors import UserError
-from strata.kernels import pytorch as kernels
-from strata.sae.gates import TopK
+from strata.kernels.entries import SparseEntries
+from strata.sae.gates import Gate, TopK
 from strata.shapes import SparseCode
 
 
@@ -34,9 +34,9 @@ class SAE(nn.Module):
         *,
         W_enc: Float[Tensor, "d_in d_sae"],
         b_enc: Float[Tensor, " d_sae"],
-        W_dec: Float[Tensor, "d_sae d_in"],
-        b_dec: Float[Tensor, " d_in"],
-        gate: TopK,
+        W_dec: Float[Tensor, "d_sae d_out"],
+        b_dec: Float[Tensor, " d_out"],
+        gate: Gate,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -49,8 +49,13 @@ class SAE(nn.Module):
 
     @property
     def d_in(self) -> int:
-        """Width of the activations."""
+        """Width of the activations that are read."""
         return self.W_enc.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        """Width of the activations that are reconstructed: d_in, but for a transcoder."""
+        return self.W_dec.shape[1]
 
     @property
     def d_sae(self) -> int:
@@ -70,51 +75,60 @@ class SAE(nn.Module):
     def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_sae"]:
         """Latents of x, dense, of any leading shape; differentiable with respect to x."""
         self._check_width(x, self.d_in, "Activations")
-        if torch.is_grad_enabled() and (x.requires_grad or self.W_enc.requires_grad):
-            return self.gate.dense((x.to(self.dtype) - self.b_dec) @ self.W_enc + self.b_enc)
-        return self.encode_sparse(x).dense()
+        if isinstance(self.gate, TopK) and not self._needs_gradient(x):
+            return self.encode_sparse(x).dense()
+        return self.gate.dense(self._shifted(x.to(self.dtype)) @ self.W_enc + self.b_enc)
 
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "*rows d_in"]) -> SparseCode:
-        """The same latents as (values, indices), [*rows k] each, without holding [rows d_sae]; no gradient."""
+        """The same latents as (values, indices), [*rows k] each, without holding [rows d_sae]; no gradient.
+
+        k is the gate's for TopK and as many as the fullest of these rows has for the other gates.
+        """
         self._check_width(x, self.d_in, "Activations")
-        flat = x.reshape(-1, self.d_in).to(self.dtype) - self.b_dec
-        code = self.gate.select(flat, self.W_enc.t().contiguous(), self.b_enc, score_dtype=self.dtype)
+        flat = self._shifted(x.reshape(-1, self.d_in).to(self.dtype))
+        code = self.gate.select(flat, self.W_enc.t().contiguous(), self.b_enc)
         shape = (*x.shape[:-1], code.values.shape[-1])
         return SparseCode(code.values.view(shape), code.indices.view(shape), code.d_sae)
 
-    def decode(self, latents: Float[Tensor, "*rows d_sae"] | SparseCode) -> Float[Tensor, "*rows d_in"]:
+    def decode(self, latents: Float[Tensor, "*rows d_sae"] | SparseCode) -> Float[Tensor, "*rows d_out"]:
         """Reconstruction from dense latents or from a sparse code."""
         if isinstance(latents, SparseCode):
             self._check_width(latents, self.d_sae, "A code")
             k = latents.values.shape[-1]
-            flat = kernels.decode(latents.values.reshape(-1, k), latents.indices.reshape(-1, k), self.W_dec)
-            return flat.view(*latents.values.shape[:-1], self.d_in) + self.b_dec
+            entries = SparseEntries.of_topk(latents.indices.reshape(-1, k), self.d_sae)
+            flat = entries.decode(latents.values.reshape(-1), self.W_dec)
+            return flat.view(*latents.values.shape[:-1], self.d_out) + self.b_dec
         self._check_width(latents, self.d_sae, "Latents")
         return latents @ self.W_dec + self.b_dec
 
-    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_in"]:
+    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         """Reconstruction of x."""
-        if torch.is_grad_enabled() and (x.requires_grad or self.W_enc.requires_grad):
-            return self.decode(self.encode(x))
-        return self.decode(self.encode_sparse(x))
+        return self.decode(self.encode(x) if self._needs_gradient(x) else self.encode_sparse(x))
 
     def save(self, folder: str | Path) -> None:
-        """Write the SAE as a SAELens folder: cfg.json and sae_weights.safetensors (see strata.formats.saelens)."""
-        from strata.formats import saelens
+        """Write the SAE as a folder that SAELens opens (see strata.formats.native)."""
+        from strata.formats import native
 
-        saelens.save(self, Path(folder))
+        native.save(self, Path(folder))
 
     @staticmethod
     def load(folder: str | Path) -> "SAE":
-        """Read an SAE from a SAELens folder (see strata.formats.saelens).
+        """Read an SAE or transcoder from a folder that `save` or SAELens wrote (see strata.formats.native).
 
         Raises:
-            UserError: the folder or a file in it is missing or is no TopK SAE.
+            UserError: the folder or a file in it is missing, damaged, or of an unknown architecture.
         """
-        from strata.formats import saelens
+        from strata.formats import native
 
-        return saelens.load(Path(folder))
+        return native.load(Path(folder))
+
+    def _shifted(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_in"]:
+        """What the encoder multiplies."""
+        return x - self.b_dec
+
+    def _needs_gradient(self, x: Tensor) -> bool:
+        return torch.is_grad_enabled() and (x.requires_grad or self.W_enc.requires_grad)
 
     def _check_width(self, given: Tensor | SparseCode, width: int, what: str) -> None:
         found = given.d_sae if isinstance(given, SparseCode) else given.shape[-1]
@@ -123,3 +137,24 @@ class SAE(nn.Module):
                 f"{what} must have {width} entries in the last dimension for an SAE with d_in={self.d_in} and"
                 f" d_sae={self.d_sae}. Got {found}. Was the SAE trained at another site or model?"
             )
+
+
+class Transcoder(SAE):
+    """An SAE that predicts the activations of another site: code = gate(x W_enc + b_enc), ŷ = code W_dec + b_dec + x
+    W_skipᵀ (Dunefsky et al. 2024; the skip connection: Paulo et al. 2025).
+
+    Attributes:
+        W_skip: [d_out d_in], or None without skip connection.
+    """
+
+    def __init__(self, *, W_skip: Float[Tensor, "d_out d_in"] | None = None, **weights: Any) -> None:
+        super().__init__(**weights)
+        self.W_skip = None if W_skip is None else nn.Parameter(W_skip, requires_grad=False)
+
+    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        """Prediction of the target site's activations from x."""
+        y = super().forward(x)
+        return y if self.W_skip is None else y + x.to(self.dtype) @ self.W_skip.t()
+
+    def _shifted(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_in"]:
+        return x

@@ -30,12 +30,15 @@ class Normalization:
     sink_radius: float
 
     @classmethod
-    def estimate(cls, x: Float[Tensor, "rows d_in"], *, site: str = "the activations") -> "Normalization":
+    def estimate(
+        cls, x: Float[Tensor, "rows d_in"], *, site: str = "the activations", centring: bool = True
+    ) -> "Normalization":
         """Estimate from shuffled rows.
 
         Args:
             x: rows in any float type; some 2^16 are plenty.
             site: whose rows these are, for errors.
+            centring: False leaves the mean in: μ is 0.
 
         Raises:
             UserError: a row holds NaN or infinity, there are fewer than two rows, or all rows are equal.
@@ -54,9 +57,9 @@ class Normalization:
         distance = (x - median).norm(dim=1)
         radius = _SINK_FACTOR * distance.median().item()
         kept = x[distance <= radius] if radius > 0 else x
-        mean = kept.mean(0)
+        mean = kept.mean(0) if centring else torch.zeros_like(median)
         scale = (kept - mean).square().mean().sqrt().item()
-        if scale == 0:
+        if scale == 0 or bool((kept == kept[0]).all()):
             raise UserError(f"Activations must differ from row to row. All rows of {site} are equal. Look at the text.")
         return cls(mean=mean, scale=scale, median=median, sink_radius=radius if radius > 0 else float("inf"))
 

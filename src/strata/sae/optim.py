@@ -9,7 +9,10 @@ from strata.durations import Duration
 # a bias has to move by as much as a pre-activation, a weight only by 1/√d_in of that. Chosen by the runs in
 # docs/LOG.md.
 _BASE_LR = 1.53e-3
-_LR_FACTORS = {"W_enc": 1.0, "b_enc": 10.0, "W_dec": 4.0, "b_dec": 1.0}
+_LR_FACTORS = {
+    "W_enc": 1.0, "b_enc": 10.0, "W_dec": 4.0, "b_dec": 1.0, "W_skip": 1.0,
+    "log_threshold": 3.0, "b_gate": 10.0, "b_mag": 10.0, "r_mag": 3.0,
+}  # fmt: skip
 _BASE_LATENTS = 2**14
 _BASE_ROWS = 4096
 
@@ -43,7 +46,7 @@ class Schedule:
 
 
 class UnitRowAdam:
-    """Adam over the four tensors of an SAE that keeps the decoder's rows at unit norm.
+    """Adam over the tensors of an SAE that keeps the decoder's rows at unit norm.
 
     The part of the decoder's gradient along its row is removed first (it would only change the norm), and the row is
     renormalised after the update (Bricken et al. 2023).
@@ -52,7 +55,7 @@ class UnitRowAdam:
     as fast.
 
     Args:
-        params: W_enc [d_sae d_in], b_enc [d_sae], W_dec [d_sae d_in], b_dec [d_in], updated in place.
+        params: W_enc [d_sae d_in], W_dec [d_sae d_out], b_dec [d_out] and the learning rule's own, updated in place.
     """
 
     def __init__(self, params: dict[str, torch.Tensor]) -> None:

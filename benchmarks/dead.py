@@ -1,0 +1,175 @@
+"""Dead latents: every revival method and none, with and without centring, on the embedded model's activations and on
+synthetic ones whose outlier dimensions have means of 1, 5 and 15 times their spread.
+
+    python benchmarks/dead.py --json benchmarks/results/dead.json --docs docs
+
+Each run prints held-out FVU, the share of latents that are dead after the last step, and the share silent on 8,192
+held-out rows. Interrupted, it goes on with the runs that the JSON file lacks; `--docs` writes table and plot.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe
+from rows import demo_rows, synthetic_rows
+from torch import Tensor
+
+from strata import SAEConfig
+from strata.evaluate.held_out import reconstruction_quality
+from strata.sae.learner import Learner
+
+METHODS = ("none", "auxk", "ghost", "resample")
+RATIOS = (1, 5, 15)
+_OUTLIERS = 4  # dimensions with a large mean, of all
+_D_SYNTHETIC = 192
+_N_HELD_OUT = 8192
+_LOG_STEPS = 10
+
+
+def main() -> None:
+    args = parse_arguments()
+    setting = {"steps": args.steps, "rows": args.rows, "expansion": args.expansion, "k": args.k, "seed": args.seed}
+    record = open_record(args.json, setting)
+    for data in args.data:
+        rows = None
+        for centring in (True, False):
+            for method in args.methods:
+                name = f"{data}/{'centred' if centring else 'raw'}/{method}"
+                if name in record["results"]:
+                    continue
+                rows = load(data, args) if rows is None else rows
+                record["results"][name] = train_and_evaluate(rows, method=method, centring=centring, args=args)
+                found = record["results"][name]
+                shares = f"dead {found['dead_share']:.3f} silent {found['silent_share']:.3f}"
+                print(f"{name}: FVU {found['fvu']:.4f} {shares} ({found['seconds']:.0f} s)", flush=True)
+                if args.json:
+                    args.json.parent.mkdir(parents=True, exist_ok=True)
+                    args.json.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(record["results"]))
+    if args.docs:
+        draw(record, args.docs / "dead-latents.svg")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sets = ["demo", *(f"outliers-{ratio}" for ratio in RATIOS)]
+    parser.add_argument("--data", nargs="+", default=sets, choices=sets)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rows", type=int, default=4096, help="per step")
+    parser.add_argument("--expansion", type=int, default=16)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--docs", type=Path, help="folder for the plot (needs matplotlib)")
+    return parser.parse_args()
+
+
+def open_record(path: Path | None, setting: dict[str, Any]) -> dict[str, Any]:
+    if path is None or not path.exists():
+        return {"machine": describe(), "setting": setting, "results": {}}
+    record = json.loads(path.read_text())
+    if record["setting"] != setting:
+        raise SystemExit(f"{path} was made with {record['setting']}, this run has {setting}. Give another --json.")
+    return record
+
+
+def load(data: str, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Training and held-out rows, fp16 and fp32."""
+    n_rows = args.steps * args.rows
+    if data == "demo":
+        rows = demo_rows(n_rows, _N_HELD_OUT)
+        return rows.train[:, :_D_SYNTHETIC], rows.held_out[:, :_D_SYNTHETIC].float()  # layers.3 alone
+    made = with_outliers(
+        synthetic_rows(n_rows + _N_HELD_OUT, _D_SYNTHETIC), ratio=float(data.removeprefix("outliers-"))
+    )
+    return made[:n_rows], made[n_rows:]
+
+
+def with_outliers(rows: Tensor, *, ratio: float, seed: int = 0) -> Tensor:
+    """The rows with a mean added in a few dimensions, such that the norm of the mean is `ratio` times the root mean
+    square of what varies.
+    """
+    rows -= rows.mean(0)
+    spread = rows.square().sum(1).mean().sqrt()
+    chosen = torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(seed))[:_OUTLIERS]
+    rows[:, chosen] += ratio * spread / _OUTLIERS**0.5
+    return rows
+
+
+def train_and_evaluate(
+    rows: tuple[Tensor, Tensor], *, method: Any, centring: bool, args: argparse.Namespace
+) -> dict[str, Any]:
+    train, held_out = rows
+    config = SAEConfig(
+        expansion_factor=args.expansion, k=args.k, batch_size=args.rows, revival=method, centring=centring,
+        seed=args.seed,
+    )  # fmt: skip
+    learner = Learner(config, n_steps=args.steps, sample=train[: 2**16].float())
+    curve = []
+    start = time.perf_counter()
+    for step, batch in enumerate(train.split(args.rows)):
+        learner.step(batch.float())
+        if (step + 1) % _LOG_STEPS == 0:
+            found = learner.statistics()
+            curve.append({"rows": (step + 1) * args.rows, **{key: found[key] for key in ("fvu", "dead_share")}})
+    seconds = time.perf_counter() - start
+    quality = reconstruction_quality(learner.finish(), held_out)
+    return {
+        **{key: quality[key] for key in ("fvu", "silent_share", "l0")},
+        "dead_share": learner.dead_share(),
+        "window_rows": learner.window_steps * args.rows,
+        "never_fired_share": (learner.last_fired_step == 0).float().mean().item(),
+        "seconds": round(seconds, 1),
+        "curve": curve,
+    }
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| rows | centring | revival | held-out FVU | dead | never fired | silent on held-out rows |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for name, found in results.items():
+        data, centring, method = name.split("/")
+        shares = " | ".join(f"{100 * found[key]:.1f} %" for key in ("dead_share", "never_fired_share", "silent_share"))
+        lines.append(
+            f"| {data} | {'yes' if centring == 'centred' else 'no'} | {method} | {found['fvu']:.4f} | {shares} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """The dead share over the rows seen: one panel for each kind of rows, a line for each method and centring."""
+    from matplotlib.figure import Figure
+
+    results = record["results"]
+    sets = list(dict.fromkeys(name.split("/")[0] for name in results))
+    figure = Figure(figsize=(3.1 * len(sets), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0]
+    for axis, data in zip(axes, sets, strict=True):
+        for name, found in results.items():
+            if not name.startswith(f"{data}/"):
+                continue
+            _, centring, method = name.split("/")
+            style = {"color": f"C{METHODS.index(method)}", "linestyle": "-" if centring == "centred" else "--"}
+            points = found["curve"]
+            rows = [point["rows"] / 1e6 for point in points]
+            label = f"{method}, {'centred' if centring == 'centred' else 'not centred'}"
+            axis.plot(rows, [100 * point["dead_share"] for point in points], label=label, linewidth=1.3, **style)
+        axis.set_title(data)
+        axis.set_xlabel("rows seen, millions")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("dead latents, %")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

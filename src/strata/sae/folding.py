@@ -1,0 +1,83 @@
+"""Between the normalised space of training and the model's own scale: the normalisation folded into the weights, and
+out of them again (design, section 5).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from strata.sae.gates import Gate
+from strata.sae.model import SAE, Transcoder
+from strata.sae.normalization import Normalization
+from strata.sae.rules.base import Params
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """The two normalisations of a learner.
+
+    Attributes:
+        source: of the rows that are encoded.
+        target: of the rows that are reconstructed; None for an SAE, whose rows are the same.
+    """
+
+    source: Normalization
+    target: Normalization | None = None
+
+    @property
+    def output(self) -> Normalization:
+        """Of what comes out."""
+        return self.source if self.target is None else self.target
+
+
+def fold(params: Params, spaces: Spaces, *, gate: Gate, b_enc: Tensor, metadata: dict[str, Any]) -> SAE | Transcoder:
+    """The SAE in the model's own scale. Copies.
+
+    An SAE keeps W_enc and W_dec; every bias and threshold is multiplied by σ and b_dec becomes σ·b_dec + μ. A
+    transcoder from (μi, σi) to (μo, σo): W_enc·σo/σi, b_enc ← σo·(b_enc − μi W_enc/σi), W_skip·σo/σi, b_dec ← σo·b_dec
+    + μo − W_skip μi, thresholds times σo.
+
+    Args:
+        params: the weights in normalised space.
+        spaces: the normalisations.
+        gate: in normalised units.
+        b_enc: what is added to the scores, in normalised units.
+        metadata: of the SAE.
+    """
+    source, out = spaces.source, spaces.output
+    weights: dict[str, Any] = {
+        "W_dec": params["W_dec"].clone(),
+        "b_dec": params["b_dec"] * out.scale + out.mean,
+        "gate": gate.scaled(out.scale),
+        "metadata": metadata,
+    }
+    if spaces.target is None:
+        return SAE(W_enc=params["W_enc"].clone().t(), b_enc=b_enc * out.scale, **weights)
+    ratio = out.scale / source.scale
+    weights["W_enc"] = (params["W_enc"] * ratio).t()
+    weights["b_enc"] = b_enc * out.scale - source.mean @ weights["W_enc"]
+    if "W_skip" in params:
+        weights["W_skip"] = params["W_skip"] * ratio
+        weights["b_dec"] = weights["b_dec"] - weights["W_skip"] @ source.mean
+    return Transcoder(**weights)
+
+
+def unfold(sae: SAE, spaces: Spaces) -> tuple[Params, Gate, Tensor]:
+    """The inverse of `fold`: weights, gate and encoder bias of a finished SAE in normalised space. Copies."""
+    source, out = spaces.source, spaces.output
+    device = out.mean.device
+    sae_weights = {name: tensor.detach().float().to(device) for name, tensor in sae.named_parameters(recurse=False)}
+    W_enc, b_enc, b_dec = sae_weights["W_enc"], sae_weights["b_enc"], sae_weights["b_dec"]
+    params = {"W_dec": sae_weights["W_dec"].clone().contiguous()}
+    if spaces.target is None:
+        params["W_enc"] = W_enc.t().clone().contiguous()
+    else:
+        ratio = source.scale / out.scale
+        params["W_enc"] = (W_enc * ratio).t().contiguous()
+        b_enc = b_enc + source.mean @ W_enc
+        if "W_skip" in sae_weights:
+            params["W_skip"] = (sae_weights["W_skip"] * ratio).contiguous()
+            b_dec = b_dec + sae_weights["W_skip"] @ source.mean
+    params["b_dec"] = (b_dec - out.mean) / out.scale
+    return params, sae.gate.scaled(1 / out.scale).to(device), b_enc / out.scale

@@ -1,0 +1,101 @@
+"""Weights at the start of a training: random ones of the right scale, or those of an SAE that exists."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from strata.errors import UserError
+from strata.kernels import select
+from strata.kernels.entries import SparseEntries
+from strata.sae.folding import Spaces, unfold
+from strata.sae.model import SAE, Transcoder
+from strata.sae.optim import unit_rows_
+from strata.sae.rules.base import Params, Rule
+
+_SAMPLE_ROWS = 1024
+
+
+def random_weights(
+    rule: Rule,
+    inputs: Float[Tensor, "n d_in"],
+    target: Float[Tensor, "n d_out"],
+    *,
+    seed: int,
+    tied: bool,
+    skip: bool = False,
+) -> Params:
+    """Random unit encoder rows, scaled so that the first reconstructions have the right length.
+
+    The decoder is the encoder's transpose. A transcoder's decoder row is instead the direction in which the target lies
+    where its latent fires, random where it never does.
+
+    Args:
+        rule: which tensors beside encoder and decoder there are.
+        inputs: normalised rows.
+        target: normalised rows of the target; for an SAE the same.
+        seed: of the random directions.
+        tied: SAE (True) or transcoder.
+        skip: with a skip connection, which starts at 0.
+    """
+    inputs, target = inputs[:_SAMPLE_ROWS], target[:_SAMPLE_ROWS]
+    generator, device = torch.Generator().manual_seed(seed), inputs.device
+    W_enc = torch.randn(rule.d_sae, inputs.shape[1], generator=generator).to(device)
+    unit_rows_(W_enc)
+    zeros = torch.zeros(rule.d_sae, device=device)
+    pre, indices = select.select_topk(inputs, W_enc, zeros, rule.k)
+    entries = SparseEntries.of_topk(indices, rule.d_sae)
+    values = pre.relu().view(-1)
+    if tied:
+        W_dec = W_enc.clone()
+    else:
+        W_dec = entries.weight_gradient(values, target)
+        never = torch.randn(rule.d_sae, target.shape[1], generator=generator).to(device)
+        W_dec = torch.where(W_dec.norm(dim=1, keepdim=True) > 0, W_dec, never)
+        unit_rows_(W_dec)
+    first = entries.decode(values, W_dec)
+    factor = (target * first).sum() / first.square().sum().clamp_min(1e-12)
+    params = {"W_enc": W_enc * factor, "W_dec": W_dec, "b_dec": torch.zeros(target.shape[1], device=device)}
+    own = rule.own_tensors(_score_of_rank(inputs, W_enc, k=rule.k))
+    params |= rule.scaled(own, factor)
+    if skip:
+        params["W_skip"] = torch.zeros(target.shape[1], inputs.shape[1], device=device)
+    return params
+
+
+def weights_of(init: SAE, rule: Rule, spaces: Spaces, *, skip: bool = False) -> Params:
+    """The weights of an SAE that exists, in normalised space (warm start, fine-tuning).
+
+    Raises:
+        UserError: another shape than the config asks for, or a gate that cannot be trained on by the rule.
+    """
+    d_in, d_out = len(spaces.source.mean), len(spaces.output.mean)
+    if (init.d_in, init.d_out, init.d_sae) != (d_in, d_out, rule.d_sae):
+        raise UserError(
+            f"`init` must have the shape that the config asks for. Got d_in={init.d_in}, d_out={init.d_out},"
+            f" d_sae={init.d_sae}; wanted d_in={d_in}, d_out={d_out}, d_sae={rule.d_sae}."
+            f" Set expansion_factor={init.d_sae // init.d_in}."
+        )
+    has_skip = isinstance(init, Transcoder) and init.W_skip is not None
+    if isinstance(init, Transcoder) != (spaces.target is not None) or has_skip != skip:
+        raise UserError(
+            "`init` must be an SAE for an SAE, and a transcoder for a transcoder, both with a skip connection or both"
+            f" without. Got {'a transcoder' if isinstance(init, Transcoder) else 'an SAE'}"
+            f" {'with' if has_skip else 'without'} skip connection."
+        )
+    params, gate, b_enc = unfold(init, spaces)
+    rule.own_tensors(b_enc.new_ones(()))  # what the rule keeps beside its tensors starts anew
+    own = rule.from_gate(gate, b_enc)
+    if own is None:
+        raise UserError(
+            f"`init` must have a gate that architecture={rule.config.architecture!r} can go on with. Got"
+            f" {gate.architecture!r}. Choose the architecture with which it was trained."
+        )
+    return params | own
+
+
+def _score_of_rank(inputs: Float[Tensor, "n d_in"], W_enc: Float[Tensor, "d_sae d_in"], *, k: int) -> Tensor:
+    """The score above which lie k per row, on average over the rows; above 0."""
+    zeros = W_enc.new_zeros(len(W_enc))
+    keep = inputs.new_ones(len(inputs))
+    _, _, smallest = select.select_batch_topk(inputs, W_enc, zeros, n_entries=k * len(inputs), keep=keep)
+    return smallest.clamp_min(1e-3)
