@@ -9,9 +9,9 @@ from torch import Tensor
 from strata.config import SAEConfig
 
 _MEMORY = 0.9  # of the running mean of L0: some ten steps
-_INTEGRAL = 0.03  # change of log λ per step and unit of log(L0/k)
-_PROPORTIONAL = 1.0
-_LARGEST_ERROR = 1.0  # of log(L0/k) that counts: λ at most doubles in some 23 steps
+_INTEGRAL = 0.06  # change of log λ per step and unit of log(L0/k)
+_PROPORTIONAL = 2.0
+_LARGEST_ERROR = 1.0  # of log(L0/k) that counts: λ's integral at most doubles in 12 steps
 
 
 class Steering:

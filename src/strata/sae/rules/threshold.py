@@ -19,6 +19,8 @@ from strata.sae.gates import ReLU as ReLUGate
 from strata.sae.rules.base import RECENT_ROWS, Batch, Outcome, Params, PerEntry, Rule, all_entries
 from strata.sae.rules.steering import Steering
 
+_LIFT = 10.0  # added to scores, so that a search among the positive ones finds those below 0 too
+
 
 class ThresholdRule(Rule):
     """What the three have in common; abstract.
@@ -28,6 +30,7 @@ class ThresholdRule(Rule):
     """
 
     start_coefficient: float
+    n_recent_rows = RECENT_ROWS
 
     def __init__(self, config: SAEConfig, *, d_sae: int) -> None:
         super().__init__(config, d_sae=d_sae)
@@ -60,6 +63,24 @@ class ThresholdRule(Rule):
             pre, entries = select.select_above(batch.inputs, params["W_enc"], bias, floor, score_dtype=score_dtype)
             self._entries_per_row = len(pre) / max(len(batch.inputs), 1)
         return pre, entries
+
+    def last_level(self, params: Params, recent: Batch | None) -> Tensor:
+        """The pre-activation above which exactly k latents per row are active on the last rows: near 0 where steering
+        has done its work. 0 where the coefficient is fixed.
+        """
+        bias = params[self.bias]
+        if recent is None or self.config.sparsity_coefficient != "auto":
+            return bias.new_zeros(())
+        n_active = self.k * int(recent.n_kept)
+        pre, entries, _ = select.select_batch_topk(
+            recent.inputs, params["W_enc"], bias + _LIFT, n_entries=2 * n_active, keep=recent.keep
+        )
+        ranked = (pre - _LIFT)[self.has_value(pre - _LIFT, entries, params)]
+        return ranked.kthvalue(len(ranked) - n_active + 1).values if len(ranked) >= n_active else bias.new_zeros(())
+
+    def has_value(self, pre: PerEntry, entries: Entries, params: Params) -> Tensor:
+        """Which entries would have a value above 0 if their gate opened."""
+        return torch.ones_like(pre, dtype=torch.bool)
 
     def after_step(self, outcome: Outcome, batch: Batch) -> None:
         """Steer by the L0 of the step."""
@@ -101,8 +122,8 @@ class ReLU(ThresholdRule):
         return (d_values + pull) * (values > 0), {}, pull * values.sum()
 
     def finished(self, params: Params, recent: Batch | None) -> tuple[Gate, Tensor]:
-        """ReLU."""
-        return ReLUGate(), params["b_enc"]
+        """ReLU; all biases are moved by the little that makes L0 on the last rows exactly k."""
+        return ReLUGate(), params["b_enc"] - self.last_level(params, recent)
 
 
 class JumpReLU(ThresholdRule):
@@ -113,7 +134,6 @@ class JumpReLU(ThresholdRule):
     """
 
     start_coefficient = 1e-3
-    n_recent_rows = RECENT_ROWS
 
     def own_tensors(self, start: Float[Tensor, ""]) -> Params:
         """Biases 0, thresholds that let k latents per row fire."""
@@ -194,8 +214,15 @@ class Gated(ThresholdRule):
 
     def values(self, pre: PerEntry, entries: Entries, params: Params) -> PerEntry:
         """The magnitude where the gate is open."""
+        return self._magnitude(pre, entries, params).relu_() * (pre > 0)
+
+    def has_value(self, pre: PerEntry, entries: Entries, params: Params) -> Tensor:
+        """Where the magnitude is above 0."""
+        return self._magnitude(pre, entries, params) > 0
+
+    def _magnitude(self, pre: PerEntry, entries: Entries, params: Params) -> PerEntry:
         gain, score = entries.per_entry(params["r_mag"].exp()), pre - entries.per_entry(params["b_gate"])
-        return (gain * score + entries.per_entry(params["b_mag"])).relu_() * (pre > 0)
+        return gain * score + entries.per_entry(params["b_mag"])
 
     def step(self, batch: Batch, params: Params, *, score_dtype: torch.dtype) -> Outcome:
         """Loss and gradients of one batch: two residuals over the same entries."""
@@ -231,9 +258,11 @@ class Gated(ThresholdRule):
         )
 
     def finished(self, params: Params, recent: Batch | None) -> tuple[Gate, Tensor]:
-        """Gated, with the gate's bias as the SAE's."""
-        gate = GatedGate(r_mag=params["r_mag"].clone(), b_mag=params["b_mag"].clone(), b_gate=params["b_gate"].clone())
-        return gate, params["b_gate"]
+        """Gated. The gates' biases are moved by the little that makes L0 on the last rows exactly k; the magnitudes
+        stay.
+        """
+        b_gate = params["b_gate"] - self.last_level(params, recent)
+        return GatedGate(r_mag=params["r_mag"].clone(), b_mag=params["b_mag"].clone(), b_gate=b_gate.clone()), b_gate
 
     def from_gate(self, gate: Gate, b_enc: Tensor) -> Params | None:
         """Both paths' tensors."""
