@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from machine import describe
-from rows import demo_rows, synthetic_rows
+from rows import demo_rows
 from torch import Tensor
 
 from strata import SAEConfig
@@ -25,7 +25,8 @@ from strata.sae.learner import Learner
 METHODS = ("none", "auxk", "ghost", "resample")
 RATIOS = (1, 5, 15)
 _OUTLIERS = 4  # dimensions with a large mean, of all
-_D_SYNTHETIC = 192
+_D_IN = 192
+_N_FEATURES, _N_ACTIVE = 6144, 16  # of the synthetic rows
 _N_HELD_OUT = 8192
 _LOG_STEPS = 10
 
@@ -83,11 +84,25 @@ def load(data: str, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     n_rows = args.steps * args.rows
     if data == "demo":
         rows = demo_rows(n_rows, _N_HELD_OUT)
-        return rows.train[:, :_D_SYNTHETIC], rows.held_out[:, :_D_SYNTHETIC].float()  # layers.3 alone
-    made = with_outliers(
-        synthetic_rows(n_rows + _N_HELD_OUT, _D_SYNTHETIC), ratio=float(data.removeprefix("outliers-"))
-    )
+        return rows.train[:, :_D_IN], rows.held_out[:, :_D_IN].float()  # layers.3 alone
+    ratio = float(data.removeprefix("outliers-"))
+    made = with_outliers(synthetic_rows(n_rows + _N_HELD_OUT), ratio=ratio)
     return made[:n_rows], made[n_rows:]
+
+
+def synthetic_rows(n_rows: int, *, seed: int = 0) -> Tensor:
+    """Rows [n_rows 192]: 16 draws from 6,144 directions, the j-th with a frequency of 1/j, and some noise."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.nn.functional.normalize(torch.randn(_N_FEATURES, _D_IN, generator=generator), dim=1)
+    up_to = (1.0 / torch.arange(1, _N_FEATURES + 1)).cumsum(0)
+    rows = torch.empty(n_rows, _D_IN)
+    for chunk in rows.split(2**16):
+        drawn = torch.rand(len(chunk), _N_ACTIVE, generator=generator) * up_to[-1]
+        chosen = torch.searchsorted(up_to, drawn).clamp_max(_N_FEATURES - 1)
+        weights = torch.rand(chosen.shape, generator=generator) + 0.5
+        chunk.copy_(torch.nn.functional.embedding_bag(chosen, directions, per_sample_weights=weights, mode="sum"))
+        chunk.add_(torch.randn(chunk.shape, generator=generator), alpha=0.02)
+    return rows
 
 
 def with_outliers(rows: Tensor, *, ratio: float, seed: int = 0) -> Tensor:

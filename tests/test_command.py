@@ -32,8 +32,8 @@ TINY_FLAGS = [
     *("--context-tokens", "32", "--sae.text-batch-size", "8", "--device", "cpu", "--lm-dtype", "fp32", "--no-report"),
 ]
 N_STEPS = 2 * 3072 // 64
-SITE_KEYS = {"loss", "fvu", "l0", "dead_share"}
-METRICS_KEYS = {"step", "rows", "tokens", "seconds", "rows_per_second", "learning_rate", "sites"}
+SITE_KEYS = {"loss", "fvu", "l0", "dead_share", "silent_1m_share", "silent_rows_p90"}
+METRICS_KEYS = {"step", "rows", "tokens", "seconds", "rows_per_second", "learning_rate", "sites", "held_out"}
 EVALUATION_KEYS = {
     *("explained_variance", "fvu", "mse", "cosine", "l0", "l2_ratio", "relative_reconstruction_bias", "silent_share"),
     *("dead_share", "dead_window_rows", "n_sink_rows", "fvu_with_sinks", "ce_clean", "ce_sae", "ce_zero"),
@@ -268,12 +268,12 @@ def test_resuming_at_any_step_gives_the_same_bytes(
     stop_at: int, tiny_run: Path, tiny_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stops behind the checkpoint of a step: early, in the second epoch, before the last step."""
-    import strata.train as program
+    import strata.loop as program
 
     save = program.save_checkpoint
 
-    def save_and_stop(folder: Path, *, step: int, state: dict[str, Any]) -> None:
-        save(folder, step=step, state=state)
+    def save_and_stop(folder: Path, *, step: int, **more: Any) -> None:
+        save(folder, step=step, **more)
         raise _StoppedError
 
     out = tmp_path / "stopped"

@@ -19,22 +19,21 @@ SOURCE = ROOT / "src"
 # It may import from its own layer and from lower ones, which stand above.
 LAYERS = (
     ("words", ("strata.shapes", "strata.durations", "strata.errors")),
-    ("intent", ("strata.config", "strata.recipes")),
+    ("intent", ("strata.settings", "strata.config", "strata.collect_config", "strata.sweep", "strata.recipes")),
     ("mathematics", ("strata.sae", "strata.kernels", "strata.grouping", "strata.costs")),
     (
         "world",
-        ("strata.lm", "strata.activations", "strata.checkpoint", "strata.formats", "strata.log", "strata.memory"),
+        (
+            *("strata.lm", "strata.activations", "strata.atomic", "strata.checkpoint", "strata.formats"),
+            *("strata.log", "strata.loggers", "strata.signals", "strata.memory"),
+        ),
     ),
     (
         "programs",
         (
-            "strata.train",
-            "strata.run",
-            "strata.evaluate",
-            "strata.interpret",
-            "strata.steer",
-            "strata.plan",
-            "strata.doctor",
+            *("strata.assignments", "strata.origins", "strata.loop", "strata.train"),
+            *("strata.run", "strata.run_rows", "strata.run_folder", "strata.collect", "strata.export"),
+            *("strata.evaluate", "strata.interpret", "strata.steer", "strata.plan", "strata.doctor"),
         ),
     ),
     ("edge", ("strata.cli", "strata.report", "strata.__main__")),
@@ -49,7 +48,9 @@ DELEGATES = {
 MOST_STATEMENTS_OF_A_DELEGATE = 5
 
 # Slow to import, or extras: only inside the functions that use them.
-HEAVY = frozenset({"transformers", "datasets", "pyarrow", "pandas", "sae_lens", "wandb", "tensorboard"})
+HEAVY = frozenset(
+    {"transformers", "datasets", "pyarrow", "pandas", "sae_lens", "wandb", "tensorboard", "huggingface_hub"}
+)
 SILENT_START = HEAVY | {"torch", "tyro", "rich", "jinja2"}
 
 MOST_LINES_OF_A_FILE = 400

@@ -4,13 +4,19 @@ import pytest
 import torch
 
 from strata.config import SAEConfig
-from strata.sae import revival
+from strata.sae import resampling, revival
 from strata.sae.learner import Learner
+from strata.sae.optim import UnitRowAdam
+from strata.sae.rules.base import Batch
+from strata.sae.rules.registry import RULES, make_rule
+
+normalize = torch.nn.functional.normalize
 
 
-def problem(n_rows: int = 20, d_in: int = 8, n_dead: int = 11, scale: float = 1.0):
-    z, residual = torch.randn(n_rows, d_in), torch.randn(n_rows, d_in)
-    W_enc, W_dec = torch.randn(n_dead, d_in) * scale, torch.nn.functional.normalize(torch.randn(n_dead, d_in), dim=1)
+def problem(n_rows: int = 20, d_in: int = 8, n_dead: int = 11, scale: float = 1.0, d_out: int | None = None):
+    d_out = d_out or d_in
+    z, residual = torch.randn(n_rows, d_in), torch.randn(n_rows, d_out)
+    W_enc, W_dec = torch.randn(n_dead, d_in) * scale, normalize(torch.randn(n_dead, d_out), dim=1)
     return z, residual, revival.DeadLatents(torch.arange(n_dead), W_enc, W_dec, torch.randn(n_dead) * scale)
 
 
@@ -25,9 +31,10 @@ def assert_gradients(found: revival.DeadGradients, leaves: revival.DeadLatents):
     torch.testing.assert_close(found.b_enc, leaves.bias.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("n_dead", [2, 4, 11])
-def test_auxk_has_autograds_gradients(n_dead):
-    z, residual, dead = problem(n_dead=n_dead)
+@pytest.mark.parametrize(("n_dead", "d_out"), [(2, 8), (4, 8), (11, 8), (11, 5), (11, 13)])
+def test_auxk_has_autograds_gradients(n_dead, d_out):
+    """Also for transcoders, whose residual is as wide as the target."""
+    z, residual, dead = problem(n_dead=n_dead, d_out=d_out)
     leaves = with_gradients(dead)
     pre = z @ leaves.W_enc.t() + leaves.bias
     top = pre.relu().topk(min(4, n_dead))
@@ -48,8 +55,9 @@ def test_auxk_of_a_perfect_reconstruction_is_zero():
     assert bool(torch.isfinite(found.W_enc).all())
 
 
-def test_ghost_has_autograds_gradients_and_the_losss_value():
-    z, residual, dead = problem()
+@pytest.mark.parametrize("d_out", [8, 5, 13])
+def test_ghost_has_autograds_gradients_and_the_losss_value(d_out):
+    z, residual, dead = problem(d_out=d_out)
     loss = torch.tensor(0.37)
     leaves = with_gradients(dead)
     pre = z @ leaves.W_enc.t() + leaves.bias
@@ -69,31 +77,47 @@ def test_ghost_does_not_overflow():
     assert all(bool(torch.isfinite(t).all()) for t in (found.W_enc, found.W_dec, found.b_enc, found.value))
 
 
-@pytest.mark.parametrize("method", ["auxk", "ghost"])
-def test_only_dead_latents_get_the_terms_gradient(method):
-    torch.manual_seed(1)
-    x = torch.randn(256, 8)
-    config = SAEConfig(expansion_factor=16, k=2, batch_size=256, revival=method, dead_feature_window=1, lr=1e-3)
-    learner = Learner(config, n_steps=100, sample=x)
-    for _ in range(20):
-        learner.step(x)
-    assert 0 < learner.dead_share() < 1
+def gradients_of_a_step(learner: Learner, x: torch.Tensor) -> dict[str, torch.Tensor]:
     seen = {}
-    learner._revive = lambda u, r, gradients, loss: (
-        seen.update({n: g.clone() for n, g in gradients.items()}),
-        type(learner)._revive(learner, u, r, gradients, loss),
-    )[1]
-    updates = {}
-    learner.optimizer.step = lambda gradients, lr: updates.update(gradients)
-    learner.n_steps_done = 20  # a step at which the list of dead latents is renewed
+    learner.optimizer.step = lambda gradients, lr: seen.update({n: g.clone() for n, g in gradients.items()})
     learner.step(x)
+    return seen
+
+
+@pytest.mark.parametrize("architecture", sorted(RULES))
+@pytest.mark.parametrize("method", ["auxk", "ghost"])
+def test_only_dead_latents_get_the_terms_gradient(method, architecture):
+    x = torch.randn(256, 8)
+
+    def learner_with(revival_method: str) -> Learner:
+        config = SAEConfig(
+            architecture=architecture, expansion_factor=16, k=2, batch_size=256, lr=1e-3, dead_feature_window=1,
+            revival=revival_method,
+        )  # fmt: skip
+        return Learner(config, n_steps=100, sample=x)
+
+    learner, plain = learner_with(method), learner_with("none")
+    bias = learner.rule.bias
+    for _ in range(20):  # the next step is one at which the list of dead latents is renewed
+        learner.params[bias][::3] = -1e3  # dead for certain
+        learner.step(x)
+    assert 0.3 < learner.dead_share() < 1
+    learner.params[bias][::3] = 0  # so that the term's gradients are not 0 by ReLU or underflow
+    learner.statistics()
+    plain.load_state(learner.state())
+    with_term, without = gradients_of_a_step(learner, x), gradients_of_a_step(plain, x)
+    statistics, plain_statistics = learner.statistics(), plain.statistics()
     dead = torch.zeros(128, dtype=torch.bool)
     dead[learner.dead_latents] = True
-    assert bool(dead.any())
-    for name in ("W_enc", "W_dec", "b_enc"):
-        assert torch.equal(updates[name][~dead], seen[name][~dead])
-        assert not torch.equal(updates[name][dead], seen[name][dead])
-    assert torch.equal(updates["b_dec"], seen["b_dec"])
+    assert 0 < dead.sum() < 128
+    for name in without:
+        if name in ("W_enc", "W_dec", bias):
+            assert torch.equal(with_term[name][~dead], without[name][~dead])
+            assert not torch.equal(with_term[name][dead], without[name][dead])
+        else:
+            assert torch.equal(with_term[name], without[name]), name
+    if method == "ghost":
+        assert statistics["loss"] == pytest.approx(plain_statistics["loss"] + statistics["fvu"], rel=1e-4)
 
 
 def test_nothing_dead_nothing_changed():
@@ -113,3 +137,82 @@ def test_use_ghost_grads_alone_selects_ghost_gradients():
     assert SAEConfig().revival_method() == "auxk"
     with pytest.raises(ValueError, match="use_ghost_grads"):
         SAEConfig(use_ghost_grads=True, revival="auxk")
+
+
+class TestResampling:
+    """Bricken et al. 2023: dead latents start again as rows that are explained badly."""
+
+    def setting(self, architecture: str = "topk"):
+        rule = make_rule(SAEConfig(architecture=architecture, expansion_factor=3, k=2), d_sae=12)
+        params = {"W_enc": torch.randn(12, 4), "W_dec": normalize(torch.randn(12, 5), dim=1), "b_dec": torch.randn(5)}
+        params |= {name: tensor + 0.7 for name, tensor in rule.own_tensors(torch.tensor(0.3)).items()}
+        batch = Batch(torch.randn(6, 4), torch.randn(6, 5), torch.ones(6), torch.tensor(6.0))
+        return rule, params, batch
+
+    @pytest.mark.parametrize("architecture", sorted(RULES))
+    def test_dead_latents_become_rows(self, architecture):
+        rule, params, batch = self.setting(architecture)
+        before = {name: tensor.clone() for name, tensor in params.items()}
+        dead, losses = torch.tensor([1, 7, 8]), torch.tensor([0.0, 0.0, 4.0, 0.0, 0.0, 0.0])
+        resampling.resample(dead, batch, losses, rule=rule, params=params, seed=0)
+        alive = torch.ones(12, dtype=torch.bool)
+        alive[dead] = False
+        for name, tensor in params.items():
+            kept = tensor if name == "b_dec" else tensor[alive]
+            assert torch.equal(kept, before[name] if name == "b_dec" else before[name][alive]), name
+        row = normalize(batch.inputs[2], dim=0)
+        torch.testing.assert_close(params["W_dec"][dead], normalize(batch.target[2], dim=0).expand(3, 5))
+        norm = before["W_enc"][alive].norm(dim=1).mean()
+        torch.testing.assert_close(params["W_enc"][dead], 0.2 * norm * row.expand(3, 4))
+        assert params[rule.bias][dead].tolist() == [0.0] * 3
+        if architecture == "jumprelu":
+            torch.testing.assert_close(params["log_threshold"][dead], before["log_threshold"][alive][:3])
+
+    def test_rows_are_drawn_by_their_squared_loss(self):
+        rule, params, batch = self.setting()
+        many = {name: t.repeat(250, *[1] * (t.dim() - 1)) if name != "b_dec" else t for name, t in params.items()}
+        rule.d_sae = 3000
+        losses = torch.tensor([1.0, 0.0, 3.0, 0.0, 0.0, 0.0])
+        resampling.resample(torch.arange(2900), batch, losses, rule=rule, params=many, seed=0)
+        drawn = (many["W_dec"][:2900] @ normalize(batch.target[2], dim=0) > 0.999).float().mean()
+        assert drawn == pytest.approx(0.9, abs=0.02)
+
+    def test_nothing_to_explain_nothing_changed(self):
+        rule, params, batch = self.setting()
+        before = {name: tensor.clone() for name, tensor in params.items()}
+        resampling.resample(torch.tensor([3]), batch, torch.zeros(6), rule=rule, params=params, seed=0)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in params.items())
+
+    def test_the_optimiser_forgets_them(self):
+        _, params, _ = self.setting()
+        optimizer = UnitRowAdam(params)
+        optimizer.step({name: torch.ones_like(tensor) for name, tensor in params.items()}, lr=1e-3)
+        moments = {name: optimizer.adam.state[tensor]["exp_avg"] for name, tensor in params.items()}
+        b_dec = moments["b_dec"].clone()
+        resampling.forget(optimizer, params, torch.tensor([1, 7]))
+        for name in ("W_enc", "b_enc"):
+            assert (moments[name].view(12, -1) == 0).all(1).nonzero().flatten().tolist() == [1, 7]
+        assert torch.equal(moments["b_dec"], b_dec)
+
+    def test_it_happens_every_two_windows_until_the_rate_decays(self):
+        due = [step for step in range(60) if resampling.due(step, window_steps=5, last_step=40)]
+        assert due == [10, 20, 30, 40]
+
+    def test_a_learner_resamples_what_is_dead(self):
+        x = torch.randn(256, 8)
+        config = SAEConfig(
+            expansion_factor=32, k=1, batch_size=256, revival="resample", dead_feature_window=2, lr=1e-30
+        )
+        learner = Learner(config, n_steps=100, sample=x)
+        for _ in range(4):
+            learner.step(x)
+        before, share = learner.params["W_dec"].clone(), learner.dead_share()
+        dead = learner.last_fired_step == 0
+        assert dead.float().mean() == pytest.approx(share)
+        assert 0.1 < share < 0.9
+        learner.step(x)
+        changed = (learner.params["W_dec"] - before).abs().amax(1) > 1e-4
+        assert torch.equal(changed, dead)
+        assert learner.dead_share() == 0
+        cosines = learner.params["W_dec"][dead] @ normalize(learner.normalization.apply(x), dim=1).t()
+        assert cosines.amax(1).min() > 0.9999

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from strata.config import TrainConfig as TrainConfig
     from strata.errors import UserError as UserError
     from strata.lm.model import LanguageModel as LanguageModel
+    from strata.loop import Recording as Recording
     from strata.sae.model import SAE as SAE
     from strata.shapes import SparseCode as SparseCode
     from strata.train import Trainer as Trainer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Activations": "strata.activations.collected",
     "LanguageModel": "strata.lm.model",
+    "Recording": "strata.loop",
     "SAE": "strata.sae.model",
     "SAEConfig": "strata.config",
     "SparseCode": "strata.shapes",
@@ -34,6 +36,7 @@ __all__ = [
     "SAE",
     "Activations",
     "LanguageModel",
+    "Recording",
     "SAEConfig",
     "SparseCode",
     "TrainConfig",

@@ -1,81 +1,17 @@
 """What a run is: frozen descriptions, checked when they are made and never rewritten."""
 
-import functools
-from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from strata.durations import Duration
-from strata.errors import UserError, did_you_mean
+from strata.settings import Auto, check_kinds, names_unknown_settings, require
 
-Auto = Literal["auto"]
 Architecture = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated"]
 Revival = Literal["auto", "auxk", "ghost", "resample", "none"]
 
 
-def _require(ok: bool, setting: str, rule: str, given: object, way_out: str) -> None:
-    if not ok:
-        raise UserError(f"`{setting}` must {rule}. Got {given}. {way_out}")
-
-
-def _fits(value: object, kind: Any) -> bool:
-    """Whether a value is of the annotated kind; whole numbers are real ones too, and nothing but a bool is a bool."""
-    origin, options = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return any(_fits(value, option) for option in options)
-    if origin is Literal:
-        return any(value == option and type(value) is type(option) for option in options)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
-    if kind in (int, float):
-        return not isinstance(value, bool) and isinstance(value, Integral if kind is int else Real)
-    return isinstance(value, str | Path if kind is Path else kind)
-
-
-def _named(kind: Any) -> str:
-    """The kind as a person would say it."""
-    if get_origin(kind) is Literal:
-        return " or ".join(repr(option) for option in get_args(kind))
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join(_named(option) for option in get_args(kind))
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
-    return words.get(kind, "a tuple of texts" if get_origin(kind) is tuple else getattr(kind, "__name__", str(kind)))
-
-
-def _check_kinds(config: Any) -> None:
-    """That every field holds what its annotation says.
-
-    Raises:
-        UserError: one does not.
-    """
-    for name, kind in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not _fits(value, kind):
-            raise UserError(f"`{type(config).__name__}.{name}` must be {_named(kind)}. Got {value!r}.")
-
-
-Described = TypeVar("Described")
-
-
-def _names_unknown_settings(cls: type[Described]) -> type[Described]:
-    """Class decorator: an unknown keyword is a UserError that names the nearest setting."""
-    known = [field.name for field in fields(cls)]  # pyright: ignore[reportArgumentType]
-    make = cls.__init__
-
-    @functools.wraps(make)
-    def __init__(self: Any, **settings: Any) -> None:
-        for name in settings:
-            if name not in known:
-                raise UserError(f"`{cls.__name__}` has no setting {name!r}.{did_you_mean(name, known)}")
-        make(self, **settings)
-
-    cls.__init__ = __init__  # pyright: ignore[reportAttributeAccessIssue]
-    return cls
-
-
-@_names_unknown_settings
+@names_unknown_settings
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig:
     """One sparse autoencoder and how it is trained. docs/LOG.md says what chose the learning rates."""
@@ -127,19 +63,17 @@ class SAEConfig:
     """Seed of the initial weights and of the shuffling."""
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
-        _require(self.seed >= 0, "SAEConfig.seed", "be at least 0", self.seed, "Give a whole number.")
+        check_kinds(self)
+        require(self.seed >= 0, "SAEConfig.seed", "be at least 0", self.seed, "Give a whole number.")
         for name in ("expansion_factor", "k", "num_epochs", "batch_size", "text_batch_size"):
             value = getattr(self, name)
-            _require(value >= 1, f"SAEConfig.{name}", "be at least 1", value, "Give a positive number.")
+            require(value >= 1, f"SAEConfig.{name}", "be at least 1", value, "Give a positive number.")
         if self.lr != "auto":
-            _require(
-                self.lr > 0, "SAEConfig.lr", "be above 0", self.lr, 'Give a learning rate such as 1e-3, or "auto".'
-            )
+            require(self.lr > 0, "SAEConfig.lr", "be above 0", self.lr, 'Give a learning rate such as 1e-3, or "auto".')
         if self.dead_feature_window != "auto":
             window = self.dead_feature_window
-            _require(window >= 1, "SAEConfig.dead_feature_window", "be at least 1 step", window, 'Or give "auto".')
-        _require(
+            require(window >= 1, "SAEConfig.dead_feature_window", "be at least 1 step", window, 'Or give "auto".')
+        require(
             self.revival_coefficient >= 0,
             "SAEConfig.revival_coefficient",
             "be at least 0",
@@ -148,7 +82,7 @@ class SAEConfig:
         )
         self._check_sparsity()
         contradiction = self.use_ghost_grads and self.revival not in ("auto", "ghost")
-        _require(
+        require(
             not contradiction,
             "SAEConfig.revival",
             'be "ghost" or "auto" when use_ghost_grads=True',
@@ -159,13 +93,13 @@ class SAEConfig:
         Duration.parse(self.decay, setting="SAEConfig.decay")
 
     def _check_sparsity(self) -> None:
-        _require(self.bandwidth > 0, "SAEConfig.bandwidth", "be above 0", self.bandwidth, "0.1 is usual.")
+        require(self.bandwidth > 0, "SAEConfig.bandwidth", "be above 0", self.bandwidth, "0.1 is usual.")
         if self.sparsity_coefficient != "auto":
             rule, given = "be at least 0", self.sparsity_coefficient
-            _require(given >= 0, "SAEConfig.sparsity_coefficient", rule, given, 'Or give "auto".')
+            require(given >= 0, "SAEConfig.sparsity_coefficient", rule, given, 'Or give "auto".')
         ends = self.matryoshka_prefixes
         ascending = len(ends) > 0 and list(ends) == sorted(set(ends)) and ends[0] > 0 and ends[-1] == 1.0
-        _require(
+        require(
             ascending,
             "SAEConfig.matryoshka_prefixes",
             "be ascending shares of d_sae that end with 1.0",
@@ -180,7 +114,7 @@ class SAEConfig:
             UserError: k is larger than that.
         """
         d_sae = self.expansion_factor * d_in
-        _require(
+        require(
             self.k <= d_sae,
             "SAEConfig.k",
             "be in [1, d_sae]",
@@ -202,27 +136,39 @@ class SAEConfig:
         return self.dead_feature_window
 
 
-@_names_unknown_settings
+@names_unknown_settings
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run from text to a folder of SAEs: what `strata train` does."""
 
-    model: str = "demo"
-    """The language model: "demo" (embedded), a Hugging Face id, or a local folder."""
-    data: str = "stdlib"
+    model: str = "auto"
+    """The language model: "demo" (embedded), a Hugging Face id, or a local folder; "auto" is that of the store given as
+    `activations`, else "demo"."""
+    data: str = "auto"
     """The text: "stdlib" (the Python standard library's source), a file or folder (txt, jsonl, parquet), or a Hugging
-    Face dataset id."""
+    Face dataset id; "auto" is that of the store given as `activations`, else "stdlib"."""
+    activations: Literal["stream", "collected"] | Path = "stream"
+    """Where activations come from: "stream" runs the language model while training, "collected" runs it first and keeps
+    them in memory, a folder is a store that `strata collect` wrote."""
     sites: tuple[str, ...] = ("middle",)
-    """Where to read activations, e.g. layers.6 layers.6.mlp; "middle" is the middle layer, "all" every layer."""
+    """Where to read activations, e.g. layers.6 layers.6.mlp; "middle" is the middle layer, "all" every layer
+    (of a store: of its sites)."""
+    target_site: str = "same"
+    """What is predicted from the activations: "same" is these themselves (an SAE), another site makes a transcoder."""
+    skip: bool = False
+    """Give a transcoder a skip connection."""
     n_tokens: int | Literal["all"] = "all"
     """Rows of each site to train on in one epoch; "all" is the whole text (counted first). A shorter text is read
-    again."""
+    again when streaming."""
     context_tokens: int = 256
     """Length of the packed sequences, in tokens."""
     buffer_tokens: int | Auto = "auto"
     """Rows per site in the shuffle buffer; "auto" is 65,536, or 4 batches where that is more."""
     sae: SAEConfig = field(default_factory=SAEConfig)
     """The SAEs, one per site."""
+    sweep: tuple[str, ...] = ()
+    """Settings of `sae` of which several values are trained side by side on the same rows, e.g. k=16,32 seed=0,1; all
+    combinations."""
     out: Path | Auto = "auto"
     """Run folder; "auto" is runs/<model>-<data>."""
     resume: bool = False
@@ -236,31 +182,50 @@ class TrainConfig:
     trust_remote_code: bool = False
     """Run code that comes with the model."""
     held_out_tokens: int = 32_768
-    """Tokens of held-out documents on which the SAEs are evaluated."""
+    """Tokens of held-out documents on which the SAEs are evaluated at the end."""
+    held_out_rows: int = 4096
+    """Rows of held-out documents on which they are measured while they train; 0 measures nothing."""
+    held_out_every: str = "10%"
+    """Distance between two such measurements, as a duration; they are made when a line is logged."""
     log_every_steps: int = 10
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: str = "10%"
-    """Distance between two checkpoints, as a duration: "10%", "500 steps", "1M tokens"; only the last one is kept."""
+    """Distance between two checkpoints, as a duration: "10%", "500 steps", "1M tokens"."""
+    keep_checkpoints: int = 2
+    """Checkpoints that stay while it trains, the newest ones."""
+    keep_buffer: bool = False
+    """Keep the shuffle buffer's activations in checkpoints too (streaming): larger ones, but going on runs the language
+    model for new rows only. The result is the same."""
+    loggers: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    """Where the lines of metrics.jsonl go besides: wandb, tensorboard."""
     report: bool = True
     """Evaluate on held-out text and write report/index.html at the end."""
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
-        Duration.parse(self.checkpoint_every, setting="checkpoint_every")
-        for name in ("held_out_tokens", "log_every_steps"):
+        check_kinds(self)
+        for name in ("checkpoint_every", "held_out_every"):
+            Duration.parse(getattr(self, name), setting=name)
+        require(self.held_out_rows >= 0, "held_out_rows", "be at least 0", self.held_out_rows, "0 measures nothing.")
+        for name in ("held_out_tokens", "log_every_steps", "keep_checkpoints"):
             value = getattr(self, name)
-            _require(value >= 1, name, "be at least 1", value, "Give a positive number.")
-        _require(
+            require(value >= 1, name, "be at least 1", value, "Give a positive number.")
+        require(
             self.context_tokens >= 2, "context_tokens", "be at least 2", self.context_tokens, "128 to 1024 is usual."
         )
         if self.n_tokens != "all":
             rule = f"be at least one batch of {self.sae.batch_size} rows"
-            _require(self.n_tokens >= self.sae.batch_size, "n_tokens", rule, self.n_tokens, "Lower sae.batch_size.")
-        _require(bool(self.sites), "sites", "name at least one site", "none", 'Give e.g. layers.3, or "all".')
-        _require(not (self.resume and self.overwrite), "resume", "not be given with overwrite", "both", "Choose one.")
+            require(self.n_tokens >= self.sae.batch_size, "n_tokens", rule, self.n_tokens, "Lower sae.batch_size.")
+        require(bool(self.sites), "sites", "name at least one site", "none", 'Give e.g. layers.3, or "all".')
+        require(not (self.resume and self.overwrite), "resume", "not be given with overwrite", "both", "Choose one.")
 
     def folder(self) -> Path:
-        """The run folder: `out`, or runs/<model>-<data> made from their last path components."""
+        """The run folder: `out`, or runs/<model>-<data> made from their last path components; runs/<store> of a store
+        whose model and data were not named.
+        """
         if self.out != "auto":
             return Path(self.out)
-        return Path("runs") / f"{Path(self.model).name}-{Path(self.data).stem}"
+        stored = self.activations not in ("stream", "collected")
+        if stored and self.model == self.data == "auto":
+            return Path("runs") / Path(self.activations).name
+        model, data = ("demo" if self.model == "auto" else self.model), ("stdlib" if self.data == "auto" else self.data)
+        return Path("runs") / f"{Path(model).name}-{Path(data).stem}"

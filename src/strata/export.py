@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 
 from strata.atomic import put_folder
-from strata.config import Auto, _check_kinds, _names_unknown_settings
 from strata.errors import UserError
 from strata.formats import hub, native
 from strata.formats.folder import json_file, write_files
@@ -20,13 +19,14 @@ from strata.formats.weights import cast
 from strata.log import say
 from strata.sae.gates import Gated
 from strata.sae.model import SAE, Transcoder
+from strata.settings import Auto, check_kinds, names_unknown_settings
 
 _RECORD = "export.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _OF_ONE_PRECISION = ("dictionary_learning", "gemma_scope")
 
 
-@_names_unknown_settings
+@names_unknown_settings
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """SAEs written for another library, and on request pushed to the Hugging Face Hub."""
@@ -47,7 +47,7 @@ class ExportConfig:
     """Only you may see the repository, if it is created."""
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
+        check_kinds(self)
         if self.push_to_hub != "no" and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
             raise UserError(f"`push_to_hub` must be org/name. Got {self.push_to_hub!r}. Give for example me/my-saes.")
         if self.format in _OF_ONE_PRECISION and self.dtype not in ("auto", "fp32"):
@@ -61,7 +61,7 @@ class ExportConfig:
         return Path(self.out) if self.out != "auto" else _beside(Path(self.source), self.format)
 
 
-@_names_unknown_settings
+@names_unknown_settings
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
     """SAEs of another library, read and written as Strata's own folders."""
@@ -76,7 +76,7 @@ class ImportConfig:
     """Replace SAEs that stand in `out` already."""
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
+        check_kinds(self)
 
     def folder(self) -> Path:
         """`out`, or the place beside the source."""

@@ -1,52 +1,78 @@
 """What a run says while it runs: metrics.jsonl in its folder, a progress bar or lines on the terminal."""
 
+import errno
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-SiteStatistics = dict[str, dict[str, float]]
+from strata.atomic import write_whole
+from strata.errors import UserError
+
+SiteStatistics = Mapping[str, Mapping[str, float]]
 
 
 class MetricsFile:
-    """metrics.jsonl: one object per logged step, the same keys always.
+    """metrics.jsonl: one object per logged step, the same keys always. A `strata.loggers.Logger`.
 
     Args:
         path: the file; None writes nothing.
         keep_to_step: when going on with a run, lines of later steps are dropped; None starts an empty file.
+
+    Raises:
+        UserError: the file cannot be written.
     """
 
     def __init__(self, path: Path | None, *, keep_to_step: int | None = None) -> None:
-        self._file = None
+        self._path, self._file = path, None
         if path is None:
             return
         kept = []
         if keep_to_step is not None and path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= keep_to_step]
-        path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= keep_to_step]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, "".join(line + "\n" for line in kept))
+            self._file = path.open("ab", buffering=0)  # a line is one write: never half of one if the process dies
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add a line; it is on disk when this returns."""
-        if self._file is not None:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+        """Add a line; the system has it when this returns.
 
-    def __enter__(self) -> "MetricsFile":
-        return self
+        Raises:
+            UserError: the disk is full.
+        """
+        if self._file is None:
+            return
+        line = (json.dumps(record) + "\n").encode("utf-8")
+        try:
+            written = self._file.write(line)
+            if written != len(line):  # the last bytes of a disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise self._unwritable(error) from error
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Close the file."""
         if self._file is not None:
             self._file.close()
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"The run folder must be one that can be written. {self._path}: {error.strerror or error}. Make room, or"
+            f" give another."
+        )
 
 
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")  # the torn last line of a run that was killed
 
 

@@ -1,8 +1,8 @@
-"""Training SAEs: the loop, and the ways into it from Python."""
+"""Training SAEs: preparing a training, and the ways into it from Python."""
 
-import time
-from dataclasses import dataclass
-from pathlib import Path
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -10,39 +10,23 @@ from torch import Tensor
 from strata.activations.collected import Activations
 from strata.activations.harvest import token_stream
 from strata.activations.source import RowSource, ShuffledRows
+from strata.activations.store import rows_of
 from strata.activations.stream import Stream
-from strata.checkpoint import load_checkpoint, save_checkpoint
+from strata.assignments import Assignment, assign, sites_read
+from strata.atomic import as_json
 from strata.config import SAEConfig
-from strata.durations import Duration
 from strata.errors import UserError
 from strata.lm.loading import chosen_device
 from strata.lm.model import LanguageModel
 from strata.lm.precision import fast_dtype
-from strata.log import MetricsFile, Progress
+from strata.loop import Prepared, Recording, run_loop
+from strata.origins import origin
 from strata.sae.learner import Learner
 from strata.sae.model import SAE
+from strata.sae.normalization import Normalization
 
 _NORMALIZATION_ROWS = 2**16
-_TENTH = Duration(10.0, "percent")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recording:
-    """What a training leaves behind while it runs, and how often.
-
-    Attributes:
-        folder: run folder for metrics.jsonl and checkpoints; None records nothing.
-        resume: go on from the folder's last checkpoint.
-        log_every_steps: steps between two lines.
-        checkpoint_every: distance between two checkpoints.
-        progress: show a progress bar or lines on stderr.
-    """
-
-    folder: Path | None = None
-    resume: bool = False
-    log_every_steps: int = 10
-    checkpoint_every: Duration = _TENTH
-    progress: bool = True
+_FINGERPRINT_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -50,8 +34,8 @@ class Trained:
     """What came out of a training.
 
     Attributes:
-        saes: by site, in the model's own scale.
-        dead: by site, the share of latents that did not fire in the last `dead_window_rows` rows.
+        saes: by key (a site, or a site and what is swept), in the model's own scale.
+        dead: by key, the share of latents that did not fire in the last `dead_window_rows` rows.
         n_steps: steps of the whole run.
         seconds: of the whole run, resumed parts included: `total`, in the `sae` steps, and waiting for `rows` (the
             language model, when streaming). On CUDA the two parts say how long launching took.
@@ -63,47 +47,30 @@ class Trained:
     seconds: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A training that can begin: everything that its input can be wrong about has been looked at.
-
-    Attributes:
-        config: of every SAE.
-        learners: by site, normalised and initialised.
-        rows: in their shuffled order.
-        n_steps: of the whole run.
-        metadata: by site, what the SAEs will say of their origin.
-    """
-
-    config: SAEConfig
-    learners: dict[str, Learner]
-    rows: ShuffledRows
-    n_steps: int
-    metadata: dict[str, dict[str, Any]]
-
-
 def prepare(
-    source: RowSource, config: SAEConfig, *, init: dict[str, SAE] | None = None, device: str | None = None
+    source: RowSource,
+    assignments: Mapping[str, Assignment],
+    *,
+    device: str | None = None,
+    held_out: Mapping[str, Tensor] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Prepared:
-    """Look at the source and make one SAE per site ready for training.
+    """Look at the source and make everything that is to be trained ready for it.
 
     Args:
         source: activations that were collected before, or a stream.
-        config: of every SAE.
-        init: SAEs to start from, by site.
-        device: where the SAEs are trained; None is where the rows are.
+        assignments: by key, what is trained; see `strata.assignments.assign`.
+        device: where to train; None is where the rows are.
+        held_out: by site, rows to measure now and then.
+        settings: what else decides the rows and their order, for a training that goes on to be the same.
 
     Raises:
         UserError: fewer rows than one batch, k larger than d_sae, activations that are not finite, or an `init` that
             does not fit.
     """
-    for site in source.sites:
-        config.d_sae(source.d_in(site))
-    unknown = set(init or {}) - set(source.sites)
-    if unknown:
-        raise UserError(
-            f"`init` names a site that is not trained: {unknown.pop()!r}. Trained are {', '.join(source.sites)}."
-        )
+    config = next(iter(assignments.values())).config
+    for one in assignments.values():
+        one.config.d_sae(source.d_in(one.site))
     n_steps = source.n_rows() * config.num_epochs // config.batch_size
     if n_steps == 0:
         raise UserError(
@@ -111,102 +78,91 @@ def prepare(
             f" {source.n_rows()} a pass. Give more text or lower batch_size."
         )
     rows = source.shuffled(batch_size=config.batch_size, n_epochs=config.num_epochs, seed=config.seed)
+    return Prepared(
+        learners=_learners(assignments, rows, n_steps=n_steps, device=device),
+        rows=rows,
+        batch_size=config.batch_size,
+        n_steps=n_steps,
+        metadata={key: origin(source, one) for key, one in assignments.items()},
+        identity=_identity(source, assignments, {"n_steps": n_steps, **(settings or {})}),
+        held_out=_checked(held_out or {}, sites_read(assignments)),
+    )
+
+
+def _learners(
+    assignments: Mapping[str, Assignment], rows: ShuffledRows, *, n_steps: int, device: str | None
+) -> dict[str, Learner]:
+    samples: dict[str, Tensor] = {}  # of one site at a time: they may be large
+
+    def sample(site: str) -> Tensor:
+        if site not in samples:
+            samples[site] = rows.sample(_NORMALIZATION_ROWS, site=site).to(device)
+        return samples[site]
+
     learners = {}
-    for site in source.sites:
-        sample = rows.sample(_NORMALIZATION_ROWS, site=site).to(device)
-        dtype = fast_dtype(sample.device)
-        start = (init or {}).get(site)
-        learners[site] = Learner(config, n_steps=n_steps, sample=sample, site=site, score_dtype=dtype, init=start)
-    return Prepared(config, learners, rows, n_steps, origins(source))
+    for key, one in assignments.items():
+        for other in samples.keys() - {one.site, one.target_site}:
+            del samples[other]
+        own = sample(one.site)
+        learners[key] = Learner(
+            one.config,
+            n_steps=n_steps,
+            sample=own,
+            site=one.site,
+            score_dtype=fast_dtype(own.device),
+            init=one.init,
+            target_sample=None if one.target_site is None else sample(one.target_site).to(own.device),
+            target_site=one.target_site,
+            skip=one.skip,
+        )
+    return learners
 
 
-def train(prepared: Prepared, recording: Recording = Recording()) -> Trained:
-    """Train what was prepared: one SAE per site, side by side on the same batches.
+def _identity(source: RowSource, assignments: Mapping[str, Assignment], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be the same for a training to go on: settings by name, what is trained, model, text."""
+    configs = [asdict(one.config) for one in assignments.values()]
+    by_setting = {name: [config[name] for config in configs] for name in configs[0]}
+    common = {name: values[0] if values == values[:1] * len(values) else values for name, values in by_setting.items()}
+    described = source.describe()
+    if "model" not in described:  # rows of unknown origin are known by what some of them are
+        shuffled = source.shuffled(batch_size=1, n_epochs=1, seed=0)  # whatever the seed of the training
+        content = shuffled.sample(_FINGERPRINT_ROWS, site=source.sites[0]).detach().float().cpu().contiguous()
+        described = described | {"rows": f"crc32:{zlib.crc32(content.numpy().tobytes()):08x}"}
+    return as_json({**common, **settings, "sites": list(assignments), **described})
+
+
+def _checked(held_out: Mapping[str, Tensor], sites: Sequence[str]) -> dict[str, Tensor]:
+    """Held-out rows of all sites, or none of any where there are too few to measure anything."""
+    if not held_out:
+        return {}
+    missing = [site for site in sites if site not in held_out]
+    if missing:
+        raise UserError(f"`held_out` must hold rows of every site. Got none of {missing[0]}. Collect them too.")
+    if len(held_out[sites[0]]) < 2:
+        return {}
+    for site in sites:
+        Normalization.estimate(held_out[site].float(), site=site)  # finite, and not all equal
+    return {site: held_out[site] for site in sites}
+
+
+def train(prepared: Prepared, recording: Recording | None = None) -> Trained:
+    """Train what was prepared, side by side on the same batches.
 
     Raises:
         UserError: a loss that is not finite, or nothing to resume.
+        Interrupted: a signal came, and a checkpoint is written.
     """
     learners = prepared.learners
-    step, seconds = _restore(learners, recording) if recording.resume else (0, {"total": 0.0, "sae": 0.0, "rows": 0.0})
-    _loop(prepared, recording, step=step, seconds=seconds)
-    batch_size = prepared.config.batch_size
+    seconds = run_loop(prepared, recording or Recording())
     return Trained(
-        saes={site: learner.finish(prepared.metadata[site]) for site, learner in learners.items()},
+        saes={key: learner.finish(prepared.metadata[key]) for key, learner in learners.items()},
         dead={
-            site: {"dead_share": learner.dead_share(), "dead_window_rows": learner.window_steps * batch_size}
-            for site, learner in learners.items()
+            key: {"dead_share": learner.dead_share(), "dead_window_rows": learner.window_steps * prepared.batch_size}
+            for key, learner in learners.items()
         },
         n_steps=prepared.n_steps,
         seconds=seconds,
     )
-
-
-def _loop(prepared: Prepared, recording: Recording, *, step: int, seconds: dict[str, float]) -> None:
-    """The training loop, from `step` to the end; adds to `seconds` as it goes."""
-    learners, n_steps, batch_size = prepared.learners, prepared.n_steps, prepared.config.batch_size
-    folder = recording.folder
-    log_file = MetricsFile(
-        folder / "metrics.jsonl" if folder else None, keep_to_step=step if recording.resume else None
-    )
-    checkpoint_steps = max(1, recording.checkpoint_every.steps(n_steps=n_steps, batch_size=batch_size))
-    batches = prepared.rows.batches(start_step=step)
-    logged_step, logged_seconds = step, seconds["total"]
-    with log_file as metrics, Progress(n_steps=n_steps, first_step=step, shown=recording.progress) as progress:
-        while step < n_steps:
-            start = time.perf_counter()
-            batch = next(batches)
-            got_rows = time.perf_counter()
-            for site, learner in learners.items():
-                learner.step(batch[site].to(learner.device))
-            step += 1
-            end = time.perf_counter()
-            for part, spent in (("rows", got_rows - start), ("sae", end - got_rows), ("total", end - start)):
-                seconds[part] += spent
-            progress.advance(step)
-            if step % recording.log_every_steps == 0 or step == n_steps:
-                statistics = {site: learner.statistics() for site, learner in learners.items()}
-                _check_finite(statistics, step=step)
-                rate = (step - logged_step) * batch_size / (seconds["total"] - logged_seconds)
-                logged_step, logged_seconds = step, seconds["total"]
-                metrics.write(
-                    {
-                        "step": step,
-                        "rows": step * batch_size,
-                        "tokens": step * batch_size,  # a token is one row of every site
-                        "seconds": round(seconds["total"], 3),
-                        "rows_per_second": round(rate, 1),
-                        "learning_rate": next(iter(learners.values())).schedule.at(step - 1),
-                        "sites": statistics,
-                    }
-                )
-                progress.show(step, rows_per_second=rate, sites=statistics)
-            if folder and step % checkpoint_steps == 0 and step < n_steps:
-                state = {site: learner.state() for site, learner in learners.items()}
-                content = {"step": step, "seconds": seconds, "learners": state}
-                save_checkpoint(folder / "checkpoints", step=step, state=content)
-
-
-def _check_finite(statistics: dict[str, dict[str, float]], *, step: int) -> None:
-    for site, values in statistics.items():
-        if not values["loss"] < float("inf"):  # NaN too
-            raise UserError(
-                f"Activations must be finite and the training stable. The loss of {site} is {values['loss']} at step"
-                f" {step}."
-                " Lower lr, or load the language model in fp32 or bf16."
-            )
-
-
-def _restore(learners: dict[str, Learner], recording: Recording) -> tuple[int, dict[str, float]]:
-    """Bring the learners to the last checkpoint of the folder; gives its step and the seconds spent until then."""
-    assert recording.folder is not None, "resume without a folder"
-    device = next(iter(learners.values())).device
-    state = load_checkpoint(recording.folder / "checkpoints", device=device)
-    if set(state["learners"]) != set(learners):
-        before = ", ".join(state["learners"])
-        raise UserError(f"`resume` needs the sites of the run before: {before}. Got {', '.join(learners)}.")
-    for site, learner in learners.items():
-        learner.load_state(state["learners"][site])
-    return state["step"], state["seconds"]
 
 
 class Trainer:
@@ -216,68 +172,44 @@ class Trainer:
         config: the SAE and its training.
         init: an SAE to start from (warm start, fine-tuning).
         device: where to train, "auto" (CUDA where there is one), "cpu", "cuda:1"; the rows may lie elsewhere.
-        progress: show a progress bar or lines on stderr.
+        progress: show a progress bar or lines on stderr; False is silent whatever `recording` says.
+        recording: what it leaves behind while it runs, and whether it goes on from that.
     """
 
     def __init__(
-        self, config: SAEConfig, init: SAE | None = None, *, device: str = "auto", progress: bool = True
+        self,
+        config: SAEConfig,
+        init: SAE | None = None,
+        *,
+        device: str = "auto",
+        progress: bool = True,
+        recording: Recording | None = None,
     ) -> None:
-        self.config, self.init, self.progress = config, init, progress
+        self.config, self.init = config, init
+        self.recording = _recording(recording, progress)
         self.device = str(chosen_device(device))
 
-    def train(self, acts: Activations | Tensor) -> SAE:
+    def train(self, acts: Any, *, held_out: Activations | Tensor | None = None) -> SAE:
         """The SAE of one site's activations.
 
         Args:
-            acts: Activations of one site, or a Tensor [rows d_in].
+            acts: Activations of one site, a Tensor [rows d_in], or a store of one site or its folder.
+            held_out: rows of the same site to measure now and then while it trains.
 
         Raises:
             UserError: several sites, too few rows, or rows that are not finite.
         """
-        source = Activations.of(acts)
+        source = rows_of(acts)
         if len(source.sites) != 1:
             raise UserError(
                 f"`Trainer.train` takes the activations of one site. Got {', '.join(source.sites)}. Give"
-                f" acts['{source.sites[0]}'],"
-                " or use strata.train_suite."
+                f" acts['{source.sites[0]}'], or use strata.train_suite."
             )
         site = source.sites[0]
         init = {} if self.init is None else {site: self.init}
-        prepared = prepare(source, self.config, init=init, device=self.device)
-        return train(prepared, Recording(progress=self.progress)).saes[site]
-
-
-def origins(source: RowSource) -> dict[str, dict[str, Any]]:
-    """What the SAEs of a source say of where they come from, by site: the names under which SAELens and SAEBench look
-    for it.
-    """
-    description = source.describe()
-    model, text = description.get("model", {}), description.get("text", {})
-    return {
-        site: {
-            "model_name": model.get("name"),
-            "hf_model_name": model.get("name"),
-            "model_class_name": "AutoModelForCausalLM",
-            "hook_name": _hook_name(site),
-            "hook_head_index": None,
-            "site": site,
-            "context_size": text.get("context_tokens"),
-            "dataset_path": text.get("texts", {}).get("source"),
-            "strata": description,
-        }
-        for site in source.sites
-    }
-
-
-def _hook_name(site: str) -> str:
-    """TransformerLens' name of a residual or sub-block site, by which SAELens, SAEBench and Neuronpedia know it; else
-    the site itself.
-    """
-    parts = site.split(".")
-    hooks = {(): "hook_resid_post", ("mlp",): "hook_mlp_out", ("attn",): "hook_attn_out"}
-    if len(parts) in (2, 3) and parts[0] == "layers" and tuple(parts[2:]) in hooks:
-        return f"blocks.{parts[1]}.{hooks[tuple(parts[2:])]}"
-    return site
+        watched = {} if held_out is None else {site: next(iter(Activations.of(held_out).values()))}
+        prepared = prepare(source, assign([site], self.config, init=init), device=self.device, held_out=watched)
+        return train(prepared, self.recording).saes[site]
 
 
 def train_suite(
@@ -285,13 +217,17 @@ def train_suite(
     texts: Any,
     *,
     sites: list[str] | str | None = None,
-    config: SAEConfig,
+    config: SAEConfig | Sequence[SAEConfig],
+    target_sites: Mapping[str, str] | None = None,
+    skip: bool = False,
     n_tokens: int | None = None,
     context_tokens: int | None = None,
     buffer_tokens: int | None = None,
     lm_dtype: str = "auto",
     init: dict[str, SAE] | None = None,
+    held_out: Mapping[str, Tensor] | None = None,
     progress: bool = True,
+    recording: Recording | None = None,
 ) -> dict[str, SAE]:
     """Train one SAE per site from one pass of the language model over the text, streaming.
 
@@ -299,24 +235,68 @@ def train_suite(
         lm: the language model.
         texts: anything that `strata.lm.text.open_texts` takes: a list or iterator of str, a path, token ids, a dataset.
         sites: where to read; None is every layer.
-        config: of every SAE.
+        config: of every SAE; a list is a sweep, which trains one SAE per site and config on the same rows. They share
+            `batch_size`, `num_epochs`, `text_batch_size` and, for the order of the rows, the first one's seed.
+        target_sites: site → the site that a transcoder there predicts; sites that are not named get SAEs.
+        skip: transcoders get a skip connection.
         n_tokens: rows of one epoch; None is the whole text.
         context_tokens: length of the packed sequences; None is the model's own, at most 1024.
         buffer_tokens: rows per site in the shuffle buffer; None is 65,536 or more.
         lm_dtype: precision of the forward, "auto", "fp32" or "bf16".
         init: SAEs to start from, by site.
-        progress: show a progress bar or lines on stderr.
+        held_out: rows of other text to measure now and then, by site, as `collect_activations` gives them.
+        progress: show a progress bar or lines on stderr; False is silent whatever `recording` says.
+        recording: what it leaves behind while it runs, and whether it goes on from that.
 
     Returns:
-        Site to SAE, in the order of `sites`.
+        Site to SAE, in the order of `sites`. A transcoder is found under `layers.3.to.layers.4`, what a sweep trained
+        under site and settings, `layers.3/k=16`.
+
+    Raises:
+        UserError: what cannot be done; an iterator of texts with `recording.resume` is one such thing.
+        Interrupted: a signal came, and a checkpoint is written.
     """
-    tokens = token_stream(lm, texts, context_tokens=context_tokens, text_batch_size=config.text_batch_size)
-    stream = Stream(
-        lm,
-        tokens,
-        sites=lm.sites if sites is None else [sites] if isinstance(sites, str) else list(sites),
-        n_tokens=n_tokens,
-        buffer_tokens=buffer_tokens,
-        lm_dtype=lm_dtype,
-    )
-    return train(prepare(stream, config, init=init), Recording(progress=progress)).saes
+    named = lm.sites if sites is None else [sites] if isinstance(sites, str) else list(sites)
+    assignments = assign(named, config, target_sites=target_sites, skip=skip, init=init)
+    text_batch_size = next(iter(assignments.values())).config.text_batch_size
+    tokens = token_stream(lm, texts, context_tokens=context_tokens, text_batch_size=text_batch_size)
+    wanted = _recording(recording, progress)
+    if wanted.resume and tokens.one_shot:
+        raise UserError(
+            "`resume` needs texts that can be read again from their start. Got an iterator, which can be read only"
+            " once; give a list, a path or a dataset."
+        )
+    read = sites_read(assignments)
+    stream = Stream(lm, tokens, sites=read, n_tokens=n_tokens, buffer_tokens=buffer_tokens, lm_dtype=lm_dtype)
+    settings = {"n_tokens": n_tokens, "buffer_tokens": buffer_tokens, "lm_dtype": lm_dtype}
+    return train(prepare(stream, assignments, held_out=held_out, settings=settings), wanted).saes
+
+
+def train_at_site(
+    lm: LanguageModel,
+    dataset: Any,
+    site: str | None,
+    *,
+    target_site: str | None = None,
+    config: SAEConfig | Sequence[SAEConfig],
+    **options: Any,
+) -> SAE:
+    """One SAE (or, with a target site, one transcoder) at a site, None being the middle layer: see `train_suite`.
+
+    Raises:
+        UserError: several configs, and whatever `train_suite` refuses.
+    """
+    if not isinstance(config, SAEConfig):
+        raise UserError(
+            f"`config` must be one SAEConfig. Got {type(config).__name__}. For a sweep call strata.train_suite, which"
+            f" gives one result per config."
+        )
+    name = lm.middle_site if site is None else site
+    targets = {} if target_site is None else {name: target_site}
+    [sae] = train_suite(lm, dataset, sites=[name], target_sites=targets, config=config, **options).values()
+    return sae
+
+
+def _recording(given: Recording | None, progress: bool) -> Recording:
+    chosen = given or Recording()
+    return chosen if progress else replace(chosen, progress=False)

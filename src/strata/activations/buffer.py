@@ -6,7 +6,11 @@ work is O(batch), the language model runs evenly, and the whole schedule follows
 each forward batch: a run that is resumed repeats it without the language model.
 """
 
+import json
+from typing import Any
+
 import numpy as np
+import torch
 
 
 class ShuffleBuffer:
@@ -41,7 +45,7 @@ class ShuffleBuffer:
     def take(self, n_rows: int) -> np.ndarray | None:
         """Random slots whose rows are used now; None when the buffer holds fewer rows than asked for."""
         if len(self._order) < n_rows or len(self._order) < self.capacity // 2:
-            occupied = np.flatnonzero(self.source_batch >= 0)
+            occupied = self.occupied()
             if len(occupied) < n_rows:
                 return None
             self._order = self._rng.permutation(occupied)
@@ -53,3 +57,23 @@ class ShuffleBuffer:
     def occupied(self) -> np.ndarray:
         """All slots that hold a row."""
         return np.flatnonzero(self.source_batch >= 0)
+
+    def state(self) -> dict[str, Any]:
+        """What lies where, what comes next, and the state of the order's random numbers, for a checkpoint."""
+        arrays = {
+            "source_batch": self.source_batch,
+            "source_row": self.source_row,
+            "free": self._free,
+            "order": self._order,
+        }
+        return {
+            **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()},
+            "rng": json.dumps(self._rng.bit_generator.state),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        found = {name: value.cpu().numpy().copy() for name, value in state.items() if name != "rng"}
+        self.source_batch, self.source_row = found["source_batch"], found["source_row"]
+        self._free, self._order = found["free"], found["order"]
+        self._rng.bit_generator.state = json.loads(state["rng"])

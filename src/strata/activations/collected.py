@@ -101,3 +101,9 @@ class _ShuffledRows:
                 pending = torch.cat([pending, self._permutation(epoch)])
             yield self._take(pending[: self._batch_size])
             pending = pending[self._batch_size :]
+
+    def state(self, step: int) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        return

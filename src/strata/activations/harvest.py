@@ -1,6 +1,7 @@
 """From token batches to rows: the language model's forward, and collecting its activations in memory."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from strata.activations.collected import Activations
 from strata.activations.source import SiteRows
+from strata.activations.store import Store, open_store
 from strata.errors import UserError
 from strata.lm.model import LanguageModel
 from strata.lm.precision import fast_dtype
-from strata.lm.text import open_texts
+from strata.lm.text import Texts, open_texts
 from strata.lm.tokens import TokenBatch, TokenStream
 
 _LONGEST_CONTEXT = (
@@ -144,26 +146,59 @@ def collect_activations(
     lm_dtype: str = "auto",
     context_tokens: int | None = None,
     text_batch_size: int = 32,
-) -> Activations:
-    """Activations of a text at some sites, from one pass of the language model, in memory.
+    store: str | Path | None = None,
+    held_out_tokens: int = 0,
+    part: str = "1/1",
+    seed: int = 0,
+    progress: bool = True,
+) -> Activations | Store:
+    """Activations of a text at some sites, from one pass of the language model, in memory or in a store on disk.
+
+    A store that was begun by the same call before is continued where it stopped.
 
     Args:
         lm: the language model.
         texts: a list or iterator of str, a path, "stdlib", a dataset or its id, or token ids [n_seqs seq].
         sites: where to read; None is the middle layer.
         n_tokens: rows to collect per site; None is the whole text. Long texts are split, never cut.
-        dtype: of the kept rows, "fp32", "bf16" or "fp16".
+        dtype: of the kept rows, "fp32", "bf16" or "fp16"; in a store also "int8".
         lm_dtype: precision of the forward: "auto" (bf16 where the hardware is fast at it), "fp32", "bf16".
         context_tokens: length of the packed sequences; None is the model's own, at most 1024.
         text_batch_size: sequences per forward.
+        store: a folder for the rows, in random order; None keeps them in memory, in reading order.
+        held_out_tokens: of a store: rows of held-out documents beside the others, which are then of the training
+            documents only.
+        part: of a store: which of several processes this is, "1/4" to "4/4".
+        seed: of a store's order.
+        progress: of a store: say on stderr how far it is.
 
     Returns:
-        Rows by site; the same row of every site comes from the same token.
+        Rows by site; the same row of every site comes from the same token. A store is opened with what there is by now,
+        should other parts be missing.
 
     Raises:
         UserError: an unknown site, an empty or unreadable text, or a dtype that cannot hold the activations.
     """
-    tokens = token_stream(lm, texts, context_tokens=context_tokens, text_batch_size=text_batch_size)
     names = [lm.middle_site] if sites is None else [sites] if isinstance(sites, str) else list(sites)
+    if store is not None:
+        from strata.activations.store_plan import StorePlan
+        from strata.activations.store_writing import write_store
+
+        plan = StorePlan(
+            dtype=dtype,
+            n_tokens=n_tokens,
+            held_out_tokens=held_out_tokens,
+            split=texts.split if isinstance(texts, Texts) else "train" if held_out_tokens else "all",
+            part=part,
+            context_tokens=context_tokens,
+            text_batch_size=text_batch_size,
+            lm_dtype=lm_dtype,
+            seed=seed,
+        )
+        write_store(lm, texts, sites=names, folder=Path(store).expanduser(), plan=plan, progress=progress)
+        return open_store(store, allow_incomplete=part != "1/1")
+    if held_out_tokens or part != "1/1":
+        raise UserError("`held_out_tokens` and `part` are of stores. Got no store. Give store=, or leave them out.")
+    tokens = token_stream(lm, texts, context_tokens=context_tokens, text_batch_size=text_batch_size)
     rows = collect(lm, tokens, sites=names, dtype=dtype, lm_dtype=lm_dtype, n_tokens=n_tokens)
     return Activations(rows, origin={"model": lm.fingerprint(), "text": tokens.describe()})

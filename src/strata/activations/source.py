@@ -22,6 +22,14 @@ class ShuffledRows(Protocol):
         """One batch per step, from `start_step` on exactly those that an uninterrupted run would see."""
         ...
 
+    def state(self, step: int) -> dict[str, Any]:
+        """What spares `batches(step)` the work of finding its place again; empty where there is none to spare."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Be where `state` was taken; `batches` with its step then goes on at once."""
+        ...
+
 
 @runtime_checkable
 class RowSource(Protocol):

@@ -26,7 +26,8 @@ class Stream:
         tokens: its text, packed.
         sites: where to read; all sites from one pass.
         n_tokens: rows of one epoch; None takes the whole text, which is then tokenised and counted first (its token ids
-            are kept: 4 bytes a token). A text with fewer rows is read again from its start.
+            are kept: 4 bytes a token).
+        repeat: read a text with fewer rows again from its start; else it ends there.
         buffer_tokens: rows per site in the shuffle buffer; None is 65,536, or 4 batches where that is more.
         lm_dtype: precision of the forward: "auto", "fp32" or "bf16".
     """
@@ -38,10 +39,11 @@ class Stream:
         *,
         sites: list[str],
         n_tokens: int | None = None,
+        repeat: bool = True,
         buffer_tokens: int | None = None,
         lm_dtype: str = "auto",
     ) -> None:
-        self.lm, self.tokens, self.sites = lm, tokens, sites
+        self.lm, self.tokens, self.sites, self._repeat = lm, tokens, sites, repeat
         self._buffer_tokens = buffer_tokens
         self._autocast_dtype = forward_dtype(lm, lm_dtype)
         self._counted: list[TokenBatch] | None = None
@@ -79,8 +81,14 @@ class Stream:
             )
         return self._buffer_tokens
 
-    def shuffled(self, *, batch_size: int, n_epochs: int, seed: int) -> "_StreamedRows":
+    def shuffled(self, *, batch_size: int, n_epochs: int, seed: int, keep_rest: bool = False) -> "_StreamedRows":
         """The rows in the order of a shuffle buffer.
+
+        Args:
+            batch_size: rows per batch.
+            n_epochs: passes over the text.
+            seed: of the order.
+            keep_rest: give the rows that do not fill a batch as a last, shorter one.
 
         Raises:
             UserError: a buffer too small, or several epochs of a text that can be read only once.
@@ -91,10 +99,12 @@ class Stream:
                 f" a list, or"
                 " leave n_tokens out: the text is then kept as token ids."
             )
-        return _StreamedRows(self, batch_size=batch_size, n_rows=self.n_rows() * n_epochs, seed=seed)
+        n_rows = self.n_rows() * n_epochs
+        return _StreamedRows(self, batch_size=batch_size, n_rows=n_rows, seed=seed, keep_rest=keep_rest)
 
     def token_batches(self, n_rows: int) -> Iterator[TokenBatch]:
-        """Batches of the text that hold exactly n_rows rows together, each epoch from the text's start.
+        """Batches of the text that hold exactly n_rows rows together, each epoch from the text's start; fewer, where
+        the text ends and is not to be repeated.
 
         Raises:
             UserError: the text holds no row.
@@ -110,6 +120,8 @@ class Stream:
                     yield cut
                 if left == 0:
                     break
+            if not self._repeat:
+                return
             if n_rows == before:
                 raise UserError("The text must hold at least one token that is neither pad nor special. It holds none.")
 
@@ -125,9 +137,10 @@ class Stream:
 class _StreamedRows:
     """Forward batches in, shuffled training batches out."""
 
-    def __init__(self, stream: Stream, *, batch_size: int, n_rows: int, seed: int) -> None:
-        self._stream, self._batch_size = stream, batch_size
+    def __init__(self, stream: Stream, *, batch_size: int, n_rows: int, seed: int, keep_rest: bool) -> None:
+        self._stream, self._batch_size, self._keep_rest = stream, batch_size, keep_rest
         self._buffer = ShuffleBuffer(min(stream.buffer_rows(batch_size), n_rows), seed=seed)
+        self._n_rows, self._n_steps_before = n_rows, 0
         self._incoming = stream.token_batches(n_rows)
         self._waiting: TokenBatch | None = None  # read, but the buffer has no room for it yet
         self._n_batches = 0
@@ -141,13 +154,38 @@ class _StreamedRows:
         return self._storage[site][torch.from_numpy(slots).to(self._storage[site].device)]
 
     def batches(self, start_step: int = 0) -> Iterator[SiteRows]:
-        self._skip(start_step)
+        self._skip(start_step - self._n_steps_before)
         while True:
             self._fill()
-            slots = self._buffer.take(self._batch_size)
+            slots = self._take()
             if slots is None:
                 return
             yield self._read(slots)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """The buffer with its activations, after `step` steps of `batches`."""
+        return {
+            "step": step,
+            "n_batches": self._n_batches,
+            "buffer": self._buffer.state(),
+            "activations": self._storage,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Be where `state` was taken: the text is tokenised up to there, the language model does not run."""
+        self._buffer.load_state(state["buffer"])
+        self._n_steps_before, self._n_batches, self._waiting = state["step"], state["n_batches"], None
+        device = self._stream.lm.device
+        self._storage = {site: rows.to(device) for site, rows in state["activations"].items()}
+        self._incoming = self._stream.token_batches(self._n_rows)
+        for _ in range(self._n_batches):
+            next(self._incoming)
+
+    def _take(self) -> np.ndarray | None:
+        """Slots of the next batch; of the rest, at the end and where it is kept."""
+        slots = self._buffer.take(self._batch_size)
+        n_left = len(self._buffer.occupied()) if slots is None and self._keep_rest else 0
+        return self._buffer.take(n_left) if n_left else slots
 
     def _skip(self, n_steps: int) -> None:
         """Repeat the bookkeeping of the first steps without the language model, then make the rows that are still in
@@ -156,7 +194,7 @@ class _StreamedRows:
         passed: dict[int, TokenBatch] = {}
         for _ in range(n_steps):
             self._fill(passed)
-            self._buffer.take(self._batch_size)
+            self._take()
             if len(passed) > 256:
                 inside = set(self._buffer.source_batch.tolist())
                 passed = {number: batch for number, batch in passed.items() if number in inside}

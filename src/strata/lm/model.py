@@ -250,12 +250,22 @@ class LanguageModel:
         """The model with SAEs in it; a context manager that yields an `Attachment`: see `strata.lm.attach.attach`."""
         return attach(self.model, self._site_map, saes, keep_error=keep_error, mask=mask)
 
-    def train_sae(self, dataset: Any, site: str | None = None, *, config: "SAEConfig", **options: Any) -> "SAE":
-        """Train an SAE on activations at a site (None: the middle layer), streaming: see `strata.train.train_suite`."""
-        from strata.train import train_suite
+    def train_sae(
+        self,
+        dataset: Any,
+        site: str | None = None,
+        *,
+        target_site: str | None = None,
+        config: "SAEConfig",
+        **options: Any,
+    ) -> "SAE":
+        """Train an SAE on activations at a site (None: the middle layer), streaming: see `strata.train.train_suite`.
 
-        name = self.middle_site if site is None else site
-        return train_suite(self, dataset, sites=[name], config=config, **options)[name]
+        With `target_site` it is a transcoder, which predicts the activations there; `skip=True` adds a skip connection.
+        """
+        from strata.train import train_at_site
+
+        return train_at_site(self, dataset, site, target_site=target_site, config=config, **options)
 
     def _inputs(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
         ids = checked_ids(input_ids, vocabulary=self.vocabulary_size, positions=self.max_positions)

@@ -1,6 +1,7 @@
 """Where texts come from: lists, iterators, files, Hugging Face datasets, the standard library, or given token ids."""
 
 import hashlib
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -54,6 +55,23 @@ class Texts:
             UserError: the source has no text at all, is broken, or is a one-shot iterator that was read before.
         """
         return self._documents()
+
+    def part(self, index: int, n_parts: int) -> "Texts":
+        """Every n-th document (or sequence of token ids): the share of one of several processes.
+
+        Args:
+            index: which share, in [0, n_parts).
+            n_parts: how many there are; the fingerprint stays that of the whole.
+        """
+        assert 0 <= index < n_parts
+        return Texts(
+            lambda: itertools.islice(self._documents(), index, None, n_parts),
+            name=self.name,
+            kind=self.kind,
+            split=self.split,
+            fingerprint=self.fingerprint,
+            token_ids=None if self.token_ids is None else self.token_ids[index::n_parts],
+        )
 
     def describe(self) -> dict[str, str]:
         """What the run folder keeps of it: ``source``, ``kind``, ``split``, ``fingerprint``."""

@@ -1,23 +1,27 @@
 """The whole way of a run: train, evaluate on held-out text, write the report."""
 
-import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from strata.activations.harvest import token_stream
+from strata.activations.harvest import collect
+from strata.atomic import write_json
 from strata.config import TrainConfig
+from strata.errors import UserError
 from strata.evaluate.examples import feature_examples
 from strata.evaluate.held_out import evaluate_saes
+from strata.evaluate.held_out_text import held_out_batches
+from strata.evaluate.language_loss import UNDEFINED
+from strata.evaluate.prediction import prediction_quality
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch
 from strata.log import say
 from strata.report.page import write_report
 from strata.run import train_run
-
-_HELD_OUT_CHOICE = 32  # tokens read for each that is evaluated
+from strata.run_rows import RunRows
+from strata.sae.model import SAE
+from strata.train import Trained
 
 
 def train_and_report(config: TrainConfig, *, progress: bool = True) -> Path:
@@ -27,47 +31,99 @@ def train_and_report(config: TrainConfig, *, progress: bool = True) -> Path:
         report/index.html, or the run folder when no report was wanted.
     """
     folder = config.folder()
-    lm, trained = train_run(config, progress=progress)
+    rows, trained = train_run(config, progress=progress)
     if not config.report:
         return folder
     start = time.perf_counter()
     say("evaluating on held-out text", shown=progress)
-    batches = held_out_batches(lm, config)
-    if batches:
-        evaluation = evaluate_saes(lm, trained.saes, batches, dead=trained.dead, lm_dtype=config.lm_dtype)
-        _write_json(folder / "evaluation.json", evaluation)
-        _write_json(
-            folder / "features.json",
-            feature_examples(lm, trained.saes, batches, seed=config.sae.seed, lm_dtype=config.lm_dtype),
-        )
-    else:
-        say("the text has no held-out document: no evaluation", shown=progress)
+    found = _model_and_text(rows, progress=progress)
+    if found is not None:
+        lm, batches = found
+        write_json(folder / "evaluation.json", evaluation_of(lm, trained, batches, lm_dtype=config.lm_dtype))
+        features: dict[str, Any] = {}
+        for saes in by_site(trained.saes):
+            examples = feature_examples(
+                lm, _named_by_site(saes), batches, seed=config.sae.seed, lm_dtype=config.lm_dtype
+            )
+            features |= {key: examples[_site(sae)] for key, sae in saes.items()}
+        write_json(folder / "features.json", features)
     page = write_report(folder)
     say(f"evaluated in {time.perf_counter() - start:.0f} s", shown=progress)
     return page
 
 
-def held_out_batches(lm: LanguageModel, config: TrainConfig) -> list[TokenBatch]:
-    """Packed sequences of held-out documents, about `held_out_tokens` tokens; none if the text has no such document.
+def evaluation_of(
+    lm: LanguageModel, trained: Trained, batches: list[TokenBatch], *, lm_dtype: str = "auto"
+) -> dict[str, Any]:
+    """What `evaluate_saes` says of all that a run trained, by key: of sweeps one SAE per site at a time.
 
-    They are taken at equal distances from up to 32 times as many tokens, so that they come from many documents.
+    Transcoders are measured by how well they predict their target; the language model's losses are undefined (None) for
+    them.
     """
-    size = config.sae.text_batch_size
-    tokens = token_stream(lm, config.data, context_tokens=config.context_tokens, text_batch_size=size, split="held_out")
-    read, n_tokens = [], 0
-    for batch in tokens:
-        read.append(batch)
-        n_tokens += batch.input_ids.numel()
-        if n_tokens >= _HELD_OUT_CHOICE * config.held_out_tokens:
-            break
-    if not read:
-        return []
-    n_seqs = sum(len(batch.input_ids) for batch in read)
-    wanted = min(n_seqs, max(1, config.held_out_tokens // config.context_tokens))
-    chosen = torch.linspace(0, n_seqs - 1, wanted).long()
-    parts = [torch.cat([getattr(b, part) for b in read])[chosen] for part in ("input_ids", "attention_mask", "is_row")]
-    return [TokenBatch(*batch) for batch in zip(*(part.split(size) for part in parts), strict=True)]
+    whole: dict[str, Any] = {}
+    sites: dict[str, dict[str, Any]] = {}
+    for saes in by_site({key: sae for key, sae in trained.saes.items() if _target(sae) is None}):
+        dead = {_site(sae): trained.dead[key] for key, sae in saes.items()}
+        whole = evaluate_saes(lm, _named_by_site(saes), batches, dead=dead, lm_dtype=lm_dtype)
+        sites |= {key: whole["sites"][_site(sae)] for key, sae in saes.items()}
+    for key, sae in trained.saes.items():
+        target = _target(sae)
+        if target is not None:
+            rows = collect(lm, batches, sites=list(dict.fromkeys((_site(sae), target))), lm_dtype=lm_dtype)
+            quality = prediction_quality(sae, rows[_site(sae)], rows[target], site=target)
+            sites[key] = {**quality, **trained.dead[key], **UNDEFINED}
+    counts = {
+        "n_rows": sum(int(batch.is_row.sum()) for batch in batches),
+        "n_tokens": sum(int(batch.attention_mask.sum()) for batch in batches),
+        "context_tokens": max(batch.input_ids.shape[1] for batch in batches),
+    }
+    return {**counts, **whole, "sites": {key: sites[key] for key in trained.saes}}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def by_site(saes: Mapping[str, SAE]) -> list[dict[str, SAE]]:
+    """The SAEs in groups that hold each site at most once, as few groups as there are SAEs at a site."""
+    groups: list[dict[str, SAE]] = []
+    for key, sae in saes.items():
+        free = next((group for group in groups if _site(sae) not in map(_site, group.values())), None)
+        if free is None:
+            groups.append(free := {})
+        free[key] = sae
+    return groups
+
+
+def _model_and_text(rows: RunRows, *, progress: bool) -> tuple[LanguageModel, list[TokenBatch]] | None:
+    """The language model and held-out text of a run; None, and a line that says why, where there is none.
+
+    Of a store they may be gone: that costs the evaluation, not the run.
+    """
+    config = rows.config
+    try:
+        lm = rows.language_model
+        batches = held_out_batches(
+            lm,
+            config.data,
+            n_tokens=config.held_out_tokens,
+            context_tokens=config.context_tokens,
+            text_batch_size=config.sae.text_batch_size,
+        )
+    except UserError as error:
+        if config.activations in ("stream", "collected"):
+            raise
+        say(f"no evaluation, since the store's model or text is not at hand: {error}", shown=progress)
+        return None
+    if not batches:
+        say("the text has no held-out document: no evaluation", shown=progress)
+        return None
+    return lm, batches
+
+
+def _named_by_site(saes: Mapping[str, SAE]) -> dict[str, SAE]:
+    return {_site(sae): sae for sae in saes.values()}
+
+
+def _site(sae: SAE) -> str:
+    return sae.metadata["site"]
+
+
+def _target(sae: SAE) -> str | None:
+    return sae.metadata.get("target_site")

@@ -152,12 +152,12 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _read_widths(folder: Path) -> dict[str, tuple[int, int]]:
     widths = {}
-    for path in folder.glob("*/cfg.json"):
+    for path in [*folder.glob("*/cfg.json"), *folder.glob("*/*/cfg.json")]:  # the latter of a sweep
         try:
             config = _read_object(path)
         except UserError:  # a checkpoint half written costs the report one number, not the page
             continue
         d_in, d_sae = number(config.get("d_in")), number(config.get("d_sae"))
         if d_in is not None and d_sae is not None:
-            widths[path.parent.name] = (round(d_in), round(d_sae))
+            widths[path.parent.relative_to(folder).as_posix()] = (round(d_in), round(d_sae))
     return widths

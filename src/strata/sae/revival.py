@@ -20,13 +20,13 @@ class DeadLatents:
     Attributes:
         latents: their numbers, [dead].
         W_enc: their encoder rows, [dead d_in].
-        W_dec: their decoder rows, [dead d_in].
+        W_dec: their decoder rows, [dead d_out].
         bias: their encoder biases, the decoder's folded in, [dead].
     """
 
     latents: Int[Tensor, " dead"]
     W_enc: Float[Tensor, "dead d_in"]
-    W_dec: Float[Tensor, "dead d_in"]
+    W_dec: Float[Tensor, "dead d_out"]
     bias: Float[Tensor, " dead"]
 
 
@@ -35,7 +35,7 @@ class DeadGradients:
     """Gradients of the revival term with respect to the dead latents' rows, and the term's value."""
 
     W_enc: Float[Tensor, "dead d_in"]
-    W_dec: Float[Tensor, "dead d_in"]
+    W_dec: Float[Tensor, "dead d_out"]
     b_enc: Float[Tensor, " dead"]
     value: Float[Tensor, ""]
 
@@ -46,7 +46,7 @@ def _through_code(
     *,
     code: Float[Tensor, "rows dead"],
     slope: Float[Tensor, "rows dead"],
-    d_output: Float[Tensor, "rows d_in"],
+    d_output: Float[Tensor, "rows d_out"],
     value: Float[Tensor, ""],
 ) -> DeadGradients:
     """Gradients of a term whose output is code·W_dec, given ∂term/∂output and ∂code/∂pre."""
@@ -56,7 +56,7 @@ def _through_code(
 
 def auxk(
     z: Float[Tensor, "rows d_in"],
-    residual: Float[Tensor, "rows d_in"],
+    residual: Float[Tensor, "rows d_out"],
     dead: DeadLatents,
     *,
     loss: Float[Tensor, ""],
@@ -96,7 +96,7 @@ def auxk(
 
 def ghost(
     z: Float[Tensor, "rows d_in"],
-    residual: Float[Tensor, "rows d_in"],
+    residual: Float[Tensor, "rows d_out"],
     dead: DeadLatents,
     *,
     loss: Float[Tensor, ""],
@@ -117,16 +117,16 @@ def ghost(
 
     Differs: SAELens (before v6) rescaled per element; here one scalar per step, as in the definition.
     """
-    n_rows, d_in = z.shape
+    n_rows, d_out = residual.shape
     pre = torch.addmm(dead.bias, z, dead.W_enc.t())
     code = (pre - pre.amax(1, keepdim=True)).exp_()
     g = code @ dead.W_dec
     norms = g.norm(dim=1, keepdim=True)
     factor = torch.where(norms > 0, residual.norm(dim=1, keepdim=True) / (2 * norms), 0.0)
     error = g * factor - residual
-    term = error.square().sum() / (n_rows * d_in)
+    term = error.square().sum() / (n_rows * d_out)
     rescale = torch.where(term > 0, loss / term, 0.0)
-    d_output = error * factor * (2 * rescale / (n_rows * d_in))
+    d_output = error * factor * (2 * rescale / (n_rows * d_out))
     return _through_code(z, dead, code=code, slope=code, d_output=d_output, value=term * rescale)
 
 

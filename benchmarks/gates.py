@@ -1,0 +1,100 @@
+"""Every gate trained on the same rows, reopened in SAELens: held-out L0 against k, FVU, silent latents, seconds a step.
+
+    python benchmarks/gates.py --json benchmarks/results/gates.json
+
+Needs sae-lens. Rows are the embedded model's, layers 3 and 4 side by side (384 wide); 8,192 rows of other files are
+held out. L0 and FVU are what `sae_lens.SAE.load_from_disk` computes from the saved folder on raw activations.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from machine import describe
+from rows import BenchRows, demo_rows
+from torch import Tensor
+
+from strata import SAEConfig
+from strata.config import Architecture
+from strata.sae import metrics
+from strata.sae.learner import Learner
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architectures", nargs="+", default=list(get_args(Architecture)))
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rows", type=int, default=4096, help="per step")
+    parser.add_argument("--expansion", type=int, default=8)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--revival", default="auto")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    rows = demo_rows(300 * 4096, 8192)
+    found = {}
+    for name in args.architectures:
+        found[name] = train_and_reopen(name, rows, args)
+        print(f"{name}: {found[name]}", flush=True)
+    print(table(found, k=args.k))
+    if args.json:
+        setting = {name: value for name, value in vars(args).items() if name != "json"}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"machine": describe(), "setting": setting, "results": found}, indent=1) + "\n")
+
+
+def train_and_reopen(architecture: Any, rows: BenchRows, args: argparse.Namespace) -> dict[str, float]:
+    config = SAEConfig(
+        architecture=architecture, expansion_factor=args.expansion, k=args.k, batch_size=args.rows, revival=args.revival
+    )
+    learner = Learner(config, n_steps=args.steps, sample=rows.train[: 2**16].float())
+    seconds = []
+    for batch in rows.train.split(args.rows)[: args.steps]:
+        x = batch.float()
+        start = time.perf_counter()
+        learner.step(x)
+        seconds.append(time.perf_counter() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        learner.finish({"model_name": "demo", "hook_name": "blocks.3.hook_resid_post"}).save(folder)
+        l0, fvu, silent = in_saelens(folder, rows.held_out.float())
+    return {
+        "l0": round(l0, 3),
+        "off_k_percent": round(100 * (l0 / args.k - 1), 2),
+        "fvu": round(fvu, 4),
+        "silent_percent": round(100 * silent, 1),
+        "median_seconds_per_step": round(statistics.median(seconds), 4),
+    }
+
+
+@torch.no_grad()
+def in_saelens(folder: str, x: Tensor) -> tuple[float, float, float]:
+    """L0, FVU and share of silent latents as SAELens computes codes and reconstructions."""
+    from sae_lens import SAE
+
+    sae = SAE.load_from_disk(folder)
+    n_active, fired, parts = 0, torch.zeros(sae.cfg.d_sae, dtype=torch.bool), []
+    for chunk in x.split(1024):
+        codes = sae.encode(chunk)
+        codes = codes.to_dense() if codes.is_sparse else codes
+        n_active += int((codes > 0).sum())
+        fired |= (codes > 0).any(0)
+        parts.append(sae.decode(codes))
+    return n_active / len(x), metrics.fvu(x, torch.cat(parts)).item(), 1 - fired.float().mean().item()
+
+
+def table(found: dict[str, dict[str, float]], *, k: int) -> str:
+    lines = [f"| gate | L0 (k = {k}) | off k | FVU | silent | seconds a step |", "|---|---:|---:|---:|---:|---:|"]
+    for name, one in found.items():
+        lines.append(
+            f"| {name} | {one['l0']:.2f} | {one['off_k_percent']:+.1f} % | {one['fvu']:.4f} |"
+            f" {one['silent_percent']:.1f} % | {one['median_seconds_per_step']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Both modes side by side: steps per second pre-collected and streaming, and what explains the ratio between them.
+
+    python benchmarks/modes.py --json benchmarks/results/modes.json
+
+At the recipe fast-testing (expansion 16, k 64, 256 rows a step), middle site of the embedded model and of a deeper one
+with random weights (24 layers of width 512). Measured in turn in one process, medians: the SAE step alone, training on
+collected rows in memory and from a store on disk, the truncated forward alone per step's worth of tokens, and training
+while streaming. Pre-collected should cost at most 5 % more than the step, streaming at most 10 % more than forward and
+step together. Then the ratio streaming / pre-collected is 1 + forward/step; the last lines compute it for other models
+from FLOPs (design, section 5), at equal FLOP rates.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from machine import describe
+
+from strata import LanguageModel, SAEConfig, collect_activations
+from strata.activations.harvest import collect, forward_dtype, token_stream
+from strata.activations.store import open_store
+from strata.activations.stream import Stream
+from strata.lm.precision import fast_dtype
+from strata.memory import keep_freed_memory
+from strata.recipes import RECIPES
+from strata.sae.learner import Learner
+
+_CONTEXT_TOKENS, _DEEP_LAYERS, _DEEP_WIDTH = 256, 24, 512
+# name, parameters of a block, width, blocks below the middle site; for the ratio computed from FLOPs
+_OTHERS = (
+    ("Pythia-160M", 7.1e6, 768, 7),
+    ("Gemma-2-2B", 78e6, 2304, 14),
+    ("Llama-3.1-8B", 218e6, 4096, 17),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["demo", "deep"], choices=["demo", "deep"])
+    parser.add_argument(
+        "--steps", type=int, default=96, help="steps per round; a multiple of a forward batch's is fair"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    keep_freed_memory()
+    found = {}
+    for name in args.models:
+        lm = LanguageModel("demo") if name == "demo" else deep_model()
+        found[name] = measure(lm, RECIPES["fast-testing"]().sae, steps=args.steps, rounds=args.rounds)
+        print(report(name, found[name]), flush=True)
+    print(explain())
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"machine": describe(), "results": found}, indent=1) + "\n")
+
+
+def deep_model() -> LanguageModel:
+    """24 layers of width 512, random weights, the embedded model's tokenizer."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    tokenizer = LanguageModel("demo").tokenizer
+    config = GPTNeoXConfig(
+        vocab_size=len(tokenizer), hidden_size=_DEEP_WIDTH, num_hidden_layers=_DEEP_LAYERS, num_attention_heads=8,
+        intermediate_size=4 * _DEEP_WIDTH, max_position_embeddings=1024,
+    )  # fmt: skip
+    return LanguageModel(GPTNeoXForCausalLM(config).eval(), tokenizer=tokenizer)
+
+
+def measure(lm: LanguageModel, config: SAEConfig, *, steps: int, rounds: int) -> dict[str, Any]:
+    """Seconds per step of each contender, in turn."""
+    site, n_rows = lm.middle_site, steps * config.batch_size
+    tokens = token_stream(lm, "stdlib", split="train", context_tokens=_CONTEXT_TOKENS)
+    batches = [batch for batch, _ in zip(tokens, range(-(-2 * n_rows // 8000)), strict=False)]
+    rows = collect(lm, batches, sites=[site], n_tokens=n_rows)[site]
+    autocast = forward_dtype(lm, "auto")
+    learner = Learner(config, n_steps=10**6, sample=rows, site=site, score_dtype=fast_dtype(lm.device))
+    parts = rows.split(config.batch_size)
+
+    def step_alone(n: int) -> None:
+        for i in range(n):
+            learner.step(parts[i % len(parts)])
+
+    def forward_alone(n: int) -> None:
+        left = n * config.batch_size
+        for batch in batches:
+            if left <= 0:
+                break
+            lm.activations(batch.input_ids, [site], autocast_dtype=autocast)
+            left -= int(batch.is_row.sum())
+        assert left <= 0, "too little text for the forward alone"
+
+    def train_on(endless: Iterator[dict[str, Any]]) -> Callable[[int], None]:
+        def run(n: int) -> None:
+            for _ in range(n):
+                learner.step(next(endless)[site])
+
+        return run
+
+    settings = {"batch_size": config.batch_size, "n_epochs": 10**4, "seed": 0}
+    in_memory = collect_activations(lm, "stdlib", [site], n_tokens=4 * n_rows, context_tokens=_CONTEXT_TOKENS)
+    streamed = Stream(lm, tokens, sites=[site], n_tokens=10**9).shuffled(**(settings | {"n_epochs": 1}))
+    streamed.sample(2, site=site)
+    with tempfile.TemporaryDirectory() as folder:
+        collect_activations(
+            lm, "stdlib", [site], n_tokens=4 * n_rows, context_tokens=_CONTEXT_TOKENS, store=Path(folder) / "store"
+        )
+        stored = open_store(Path(folder) / "store")
+        contenders = {
+            "step": step_alone,
+            "collected": train_on(in_memory.shuffled(**settings).batches()),
+            "store": train_on(stored.shuffled(**settings).batches()),
+            "forward": forward_alone,
+            "streaming": train_on(streamed.batches()),
+        }
+        return in_turn(contenders, steps=steps, rounds=rounds) | {
+            "site": site, "n_layers": len(lm.sites), "d_in": rows.shape[1], "d_sae": learner.d_sae, "k": config.k,
+            "batch_size": config.batch_size,
+        }  # fmt: skip
+
+
+def in_turn(contenders: dict[str, Callable[[int], None]], *, steps: int, rounds: int) -> dict[str, Any]:
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run(steps)
+            if number:  # the first round warms up
+                taken[name].append((time.perf_counter() - start) / steps)
+    return {"seconds_per_step": {name: statistics.median(times) for name, times in taken.items()}, "rounds": taken}
+
+
+def report(name: str, found: dict[str, Any]) -> str:
+    seconds = found["seconds_per_step"]
+    parts = seconds["forward"] + seconds["step"]
+    over = {what: 100 * (seconds[what] / seconds["step"] - 1) for what in ("collected", "store")}
+    ratio = seconds["streaming"] / seconds["collected"]
+    widths = f"d_in {found['d_in']}, d_sae {found['d_sae']}, {found['batch_size']} rows a step"
+    lines = [f"{name}: {found['site']}, {widths}"]
+    lines += [f"  {what:>10}: {1 / value:8.1f} steps/s ({1000 * value:.2f} ms)" for what, value in seconds.items()]
+    lines += [
+        f"  over the step alone: collected {over['collected']:+.1f} %, store {over['store']:+.1f} % (wanted: ≤ 5 %)",
+        f"  streaming over forward and step: {100 * (seconds['streaming'] / parts - 1):+.1f} % (wanted: at most +10 %)",
+        f"  collected is {ratio:.1f} times as fast as streaming; 1 + forward/step = {parts / seconds['step']:.1f}",
+    ]
+    return "\n".join(lines)
+
+
+def explain() -> str:
+    """The ratio for other models: FLOPs of the forward to the middle site and of the step, per row."""
+    config = RECIPES["fast-testing"]().sae
+    lines = ["computed from FLOPs at equal rates (fast-testing's SAE, forward to the middle, attention left out):"]
+    for name, block, width, n_blocks in _OTHERS:
+        forward = 2 * block * n_blocks
+        step = 2 * width * config.expansion_factor * width + 10 * config.k * width
+        flops = f"{forward / 1e9:.2f} and {step / 1e9:.3f} GFLOP a row"
+        lines.append(f"  {name}: {flops}: streaming takes {1 + forward / step:.0f} times as long")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

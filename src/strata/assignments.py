@@ -1,0 +1,82 @@
+"""What a training is to make: for each result its site, its target, its config, and what it is called."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from strata.config import SAEConfig
+from strata.errors import UserError, did_you_mean
+from strata.sae.model import SAE
+from strata.sweep import check_sweep, labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One SAE or transcoder to train.
+
+    Attributes:
+        site: what it reads.
+        config: how it is trained.
+        target_site: what it predicts; None is the site itself (an SAE).
+        skip: a transcoder with a skip connection.
+        init: what it starts from; None is random weights.
+    """
+
+    site: str
+    config: SAEConfig
+    target_site: str | None = None
+    skip: bool = False
+    init: SAE | None = None
+
+    @property
+    def name(self) -> str:
+        """`layers.3`, or `layers.3.to.layers.4` of a transcoder."""
+        return self.site if self.target_site is None else f"{self.site}.to.{self.target_site}"
+
+
+def assign(
+    sites: Sequence[str],
+    config: SAEConfig | Sequence[SAEConfig],
+    *,
+    target_sites: Mapping[str, str] | None = None,
+    skip: bool = False,
+    init: Mapping[str, SAE] | None = None,
+) -> dict[str, Assignment]:
+    """One assignment per site and config, by the key under which its result is found.
+
+    Args:
+        sites: what is read.
+        config: of every SAE, or the configs of a sweep: the keys are then `layers.3/k=16`.
+        target_sites: for transcoders, site → target.
+        skip: transcoders get a skip connection.
+        init: site → what its SAEs start from.
+
+    Raises:
+        UserError: configs that cannot be trained side by side; a target or an init of a site that is not trained; a
+            skip connection without a transcoder.
+    """
+    configs = [config] if isinstance(config, SAEConfig) else list(config)
+    check_sweep(configs)
+    targets, starts = dict(target_sites or {}), dict(init or {})
+    for setting, named in (("target_sites", targets), ("init", starts)):
+        for site in named:
+            if site not in sites:
+                raise UserError(
+                    f"`{setting}` names a site that is not trained: {site!r}.{did_you_mean(site, sites)}"
+                    f" Trained are {', '.join(sites)}."
+                )
+    if skip and not targets:
+        raise UserError("`skip` must be False for an SAE. Got True without a target site. Give target_site too.")
+    assignments = {}
+    for site in sites:
+        target = targets.get(site)
+        for own, label in zip(configs, labels(configs), strict=True):
+            start, skips = starts.get(site), skip and target is not None
+            one = Assignment(site=site, config=own, target_site=target, skip=skips, init=start)
+            assignments[f"{one.name}/{label}" if label else one.name] = one
+    return assignments
+
+
+def sites_read(assignments: Mapping[str, Assignment]) -> list[str]:
+    """All sites whose rows are needed, each once: what is read, then what is predicted."""
+    read = [one.site for one in assignments.values()]
+    return list(dict.fromkeys([*read, *(one.target_site for one in assignments.values() if one.target_site)]))

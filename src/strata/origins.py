@@ -1,0 +1,37 @@
+"""What an SAE says of where it comes from: the names under which SAELens and SAEBench look for it."""
+
+from typing import Any
+
+from strata.activations.source import RowSource
+from strata.assignments import Assignment
+
+
+def origin(source: RowSource, assignment: Assignment) -> dict[str, Any]:
+    """The metadata of the SAE of an assignment that is trained on a source."""
+    description = source.describe()
+    model, text = description.get("model", {}), description.get("text", {})
+    target = assignment.target_site
+    of_target = {} if target is None else {"target_site": target, "hook_name_out": _hook_name(target)}
+    return {
+        "model_name": model.get("name"),
+        "hf_model_name": model.get("name"),
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": _hook_name(assignment.site),
+        "hook_head_index": None,
+        **of_target,
+        "site": assignment.site,
+        "context_size": text.get("context_tokens"),
+        "dataset_path": text.get("texts", {}).get("source"),
+        "strata": description,
+    }
+
+
+def _hook_name(site: str) -> str:
+    """TransformerLens' name of a residual or sub-block site, by which SAELens, SAEBench and Neuronpedia know it; else
+    the site itself.
+    """
+    parts = site.split(".")
+    hooks = {(): "hook_resid_post", ("mlp",): "hook_mlp_out", ("attn",): "hook_attn_out"}
+    if len(parts) in (2, 3) and parts[0] == "layers" and tuple(parts[2:]) in hooks:
+        return f"blocks.{parts[1]}.{hooks[tuple(parts[2:])]}"
+    return site

@@ -1,0 +1,192 @@
+"""A run's folder and its run.json: what may be written where, and what a run says of itself."""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from strata.activations.source import RowSource
+from strata.atomic import as_json, put_folder, write_json
+from strata.config import TrainConfig
+from strata.errors import UserError
+from strata.sae.model import SAE
+
+_RECORDED_LIBRARIES = ("strata-sae", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+# Settings that do not change what is trained.
+_NOT_COMPARED = (
+    *("resume", "overwrite", "report", "log_every_steps", "checkpoint_every", "keep_checkpoints", "keep_buffer"),
+    *("held_out_every", "held_out_rows", "held_out_tokens", "loggers", "out"),
+)
+
+
+def check_folder(folder: Path, config: TrainConfig) -> None:
+    """That the run's folder may be used: one that exists is left alone unless the description says what to do with it.
+
+    Raises:
+        UserError: it may not.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"`out` must be a folder. {folder} is a file. Give another path.")
+    occupied = folder.is_dir() and not _is_free(folder)
+    if config.resume and not (folder / "run.json").exists():
+        raise UserError(f"`resume` needs the folder of a run. {folder} holds none. Leave resume out to start one.")
+    if occupied and not (config.resume or config.overwrite):
+        raise UserError(
+            f"`out` must be a new folder. {folder} exists already. Give another with --out, go on with --resume, or"
+            f" replace it with"
+            " --overwrite."
+        )
+    if occupied and config.overwrite and not (folder / "run.json").exists():
+        raise UserError(
+            f"`overwrite` deletes folders of runs only. {folder} holds no run.json. Give another path with --out."
+        )
+
+
+def begun(config: TrainConfig, source: RowSource, device: torch.device) -> dict[str, Any]:
+    """What run.json says of a run that begins.
+
+    Args:
+        config: the run, with all that was "auto" resolved.
+        source: of its rows.
+        device: where it is trained.
+    """
+    return {
+        "status": "training",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "strata_version": _version("strata-sae"),
+        "config": as_json(asdict(config)),
+        **source.describe(),
+        "versions": {name: _version(name) for name in _RECORDED_LIBRARIES},
+        "hardware": _hardware(device),
+    }
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The run.json of a run before.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict) or "status" not in record:
+        raise UserError(
+            f"`resume` needs the record of the run before. {folder / 'run.json'} is damaged. Start another with --out."
+        )
+    return record
+
+
+def make_folder(folder: Path, record: dict[str, Any]) -> None:
+    """A folder with nothing but its run.json; a run that is overwritten goes now that the new one is known to begin.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    unfinished = folder.with_name(f".unfinished-{folder.name}")
+    try:
+        if folder.exists() and _is_free(folder):  # it may be a mount, which cannot be renamed
+            write_json(folder / "run.json", record)
+            return
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        write_json(unfinished / "run.json", record)
+        put_folder(unfinished, folder)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise UserError(
+            f"`out` must be a folder that can be written. {folder}: {error.strerror}. Give another path."
+        ) from error
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether there is nothing in the folder but what a process left that was killed when it had just made it."""
+    return all(path.name == ".run.json.unfinished" for path in folder.iterdir())
+
+
+def check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A run is resumed with the same settings, model and text, or not at all.
+
+    Raises:
+        UserError: something changed.
+    """
+    old, new = ({k: v for k, v in r["config"].items() if k not in _NOT_COMPARED} for r in (before, now))
+    changed = [key for key in new if old.get(key) != new[key]]
+    changed += [key for key in ("model", "text") if before.get(key) != as_json(now[key])]
+    if changed:
+        raise UserError(
+            f"`resume` needs the settings, model and text of the run before. Changed: {', '.join(changed)}."
+        )
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write run.json.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write_json(folder / "run.json", record)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def save_saes(folder: Path, saes: Mapping[str, SAE]) -> None:
+    """Write `sae/<key>/` for all keys, all of them or none.
+
+    Raises:
+        UserError: they cannot be written; checkpoints are as they were.
+    """
+    unfinished = folder / ".sae.unfinished"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for key, sae in saes.items():
+            sae.save(unfinished / key)
+        put_folder(unfinished, folder / "sae")
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"`out` must be a folder that can be written. {folder}: {error.strerror or error}. Make room, then go on with"
+        f" --resume; checkpoints are as they were."
+    )
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": _cpu_name(),
+        "n_cores": os.cpu_count(),
+        "n_threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

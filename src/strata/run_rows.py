@@ -1,0 +1,198 @@
+"""Where a described run gets its rows: a stream, activations in memory, or a store; and rows to measure it on."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from strata.activations.collected import Activations
+from strata.activations.harvest import collect, token_stream
+from strata.activations.source import RowSource
+from strata.activations.store import open_store
+from strata.activations.stream import Stream
+from strata.config import TrainConfig
+from strata.errors import UserError, did_you_mean
+from strata.evaluate.held_out_text import held_out_batches
+from strata.lm.model import LanguageModel
+from strata.lm.text import open_texts
+from strata.lm.tokens import TokenStream
+
+
+class RunRows:
+    """The rows of a run that come from a language model and a text: streamed, or collected in memory first.
+
+    Args:
+        config: the run; its model and data may be "auto", which are the embedded model and the standard library.
+
+    Attributes:
+        config: the same with model and data named.
+        sites: those that the description names.
+        streams: whether the language model runs while it is trained.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        named = {"model": ("demo", config.model), "data": ("stdlib", config.data)}
+        self.config = replace(
+            config, **{key: auto if given == "auto" else given for key, (auto, given) in named.items()}
+        )
+        self.streams = config.activations == "stream"
+        self.sites = chosen_sites(self.language_model, config.sites)
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        """The model that the rows come from; loaded when it is first asked for.
+
+        Raises:
+            UserError: it cannot be.
+        """
+        config = self.config
+        lm = LanguageModel(config.model, device=config.device, trust_remote_code=config.trust_remote_code)
+        self._check_model(lm)
+        return lm
+
+    def summary(self) -> str:
+        """What is trained on, in a line."""
+        lm = self.language_model
+        return f"{lm.name}: {len(self.sites)} site(s) of width {lm.d_in(self.sites[0])}; text: {self.config.data}"
+
+    def open(self, sites: list[str]) -> RowSource:
+        """The rows of these sites: the training documents of the text.
+
+        Raises:
+            UserError: an unknown site, or a text that is none.
+        """
+        config, lm = self.config, self.language_model
+        n_tokens = None if config.n_tokens == "all" else config.n_tokens
+        tokens = self._training_tokens()
+        if not self.streams:
+            rows = collect(lm, tokens, sites=sites, lm_dtype=config.lm_dtype, n_tokens=n_tokens)
+            return Activations(rows, origin={"model": lm.fingerprint(), "text": tokens.describe()})
+        buffer_tokens = None if config.buffer_tokens == "auto" else config.buffer_tokens
+        return Stream(lm, tokens, sites=sites, n_tokens=n_tokens, buffer_tokens=buffer_tokens, lm_dtype=config.lm_dtype)
+
+    def held_out(self, sites: list[str]) -> dict[str, Tensor]:
+        """Rows of held-out documents by site, on the CPU, to measure the training on; none if there are none."""
+        config, lm = self.config, self.language_model
+        if config.held_out_rows == 0:
+            return {}
+        batches = held_out_batches(
+            lm,
+            config.data,
+            n_tokens=config.held_out_rows,
+            context_tokens=config.context_tokens,
+            text_batch_size=config.sae.text_batch_size,
+        )
+        if not any(bool(batch.is_row.any()) for batch in batches):
+            return {}
+        return collect(lm, batches, sites=sites, lm_dtype=config.lm_dtype, n_tokens=config.held_out_rows)
+
+    def _check_model(self, lm: LanguageModel) -> None:
+        """That it is the one that the rows come from: by making, where they are made."""
+
+    def _training_tokens(self) -> TokenStream:
+        config = self.config
+        return token_stream(
+            self.language_model,
+            config.data,
+            context_tokens=config.context_tokens,
+            text_batch_size=config.sae.text_batch_size,
+            split="train",
+        )
+
+
+class StoredRows(RunRows):
+    """The rows of a run that were collected before. Its language model is loaded only for what needs it.
+
+    Args:
+        config: the run; a model or data that it names must be those of the store.
+
+    Raises:
+        UserError: no store, another model or text than the store's, a site that it lacks, or a number of tokens.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.store = open_store(Path(config.activations))
+        described = self.store.describe()
+        model, text = described["model"], described["text"]
+        if config.n_tokens != "all":
+            raise UserError(
+                f'`n_tokens` must be "all" for rows of a store. Got {config.n_tokens}. Leave it out, or collect a'
+                f" smaller store."
+            )
+        auto = {"model": model["name"], "data": text["texts"]["source"]}
+        given = {"model": config.model, "data": config.data}
+        named = {key: auto[key] if value == "auto" else value for key, value in given.items()}
+        self.config = replace(config, context_tokens=text["context_tokens"], **named)
+        self.streams = False
+        if config.data != "auto":
+            _check_text(config.data, text["texts"], store=str(config.activations))
+        if config.model != "auto":
+            _ = self.language_model  # looked at when it is loaded
+        self.sites = _stored_sites(self.store.sites, config.sites)
+
+    def summary(self) -> str:
+        """What is trained on, in a line."""
+        store, config = self.store, self.config
+        width = store.d_in(self.sites[0])
+        return f"{config.activations}: {store.n_rows()} rows of {len(self.sites)} site(s) of width {width}"
+
+    def open(self, sites: list[str]) -> RowSource:
+        """The store's rows of these sites."""
+        return self.store.only(_stored_sites(self.store.sites, sites))
+
+    def held_out(self, sites: list[str]) -> dict[str, Tensor]:
+        """The store's own held-out rows; none if it was collected without."""
+        if self.config.held_out_rows == 0:
+            return {}
+        found = {site: self.store.held_out(self.config.held_out_rows, site=site) for site in sites}
+        return found if all(len(rows) for rows in found.values()) else {}
+
+    def _check_model(self, lm: LanguageModel) -> None:
+        self.store.check_model(lm.fingerprint())
+
+
+def open_rows(config: TrainConfig) -> RunRows:
+    """The rows that a run describes.
+
+    Raises:
+        UserError: a model, text, store or site that cannot be read.
+    """
+    return RunRows(config) if config.activations in ("stream", "collected") else StoredRows(config)
+
+
+def chosen_sites(lm: LanguageModel, sites: Sequence[str]) -> list[str]:
+    """The sites that a description names: "all" is every layer, "middle" the middle one.
+
+    Raises:
+        UserError: an unknown site.
+    """
+    named = {"all": lambda: lm.sites, "middle": lambda: [lm.middle_site]}
+    found = [site for name in sites for site in (named[name]() if name in named else [name])]
+    for site in found:
+        lm.site(site)
+    return list(dict.fromkeys(found))
+
+
+def _stored_sites(stored: Sequence[str], sites: Sequence[str]) -> list[str]:
+    """The same of a store, whose sites may not be all of the model's: "middle" is the middle one of them."""
+    named = {"all": list(stored), "middle": [stored[(len(stored) - 1) // 2]]}
+    found = [site for name in sites for site in named.get(name, [name])]
+    for site in found:
+        if site not in stored:
+            raise UserError(f"`sites` must be sites of the store. Got {site!r}.{did_you_mean(site, stored)}")
+    return list(dict.fromkeys(found))
+
+
+def _check_text(data: str, stored: dict[str, Any], *, store: str) -> None:
+    given = open_texts(data, split=stored.get("split", "train"))
+    if given.fingerprint != stored.get("fingerprint") and "unknown" not in (
+        given.fingerprint,
+        stored.get("fingerprint"),
+    ):
+        raise UserError(
+            f"`data` must be the text that the store was collected from, {stored.get('source')!r}. Got {data!r}, whose"
+            f" content is another, with the store {store}. Leave data out."
+        )

@@ -1,0 +1,77 @@
+"""What a frozen description may hold: kinds of values, ranges, unknown names; each complaint one sentence."""
+
+import functools
+from dataclasses import fields
+from numbers import Integral, Real
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from strata.errors import UserError, did_you_mean
+
+Auto = Literal["auto"]
+
+
+def require(ok: bool, setting: str, rule: str, given: object, way_out: str) -> None:
+    """That a setting keeps its rule.
+
+    Raises:
+        UserError: it does not; the sentence names setting, rule, what was given and the way out.
+    """
+    if not ok:
+        raise UserError(f"`{setting}` must {rule}. Got {given}. {way_out}")
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Whether a value is of the annotated kind; whole numbers are real ones too, and nothing but a bool is a bool."""
+    origin, options = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(fits(value, option) for option in options)
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in options)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits(item, options[0]) for item in value)
+    if kind in (int, float):
+        return not isinstance(value, bool) and isinstance(value, Integral if kind is int else Real)
+    return isinstance(value, str | Path if kind is Path else kind)
+
+
+def named(kind: Any) -> str:
+    """The kind as a person would say it."""
+    if get_origin(kind) is Literal:
+        return " or ".join(repr(option) for option in get_args(kind))
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(named(option) for option in get_args(kind))
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
+    return words.get(kind, "a tuple of texts" if get_origin(kind) is tuple else getattr(kind, "__name__", str(kind)))
+
+
+def check_kinds(config: Any) -> None:
+    """That every field holds what its annotation says.
+
+    Raises:
+        UserError: one does not.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not fits(value, kind):
+            raise UserError(f"`{type(config).__name__}.{name}` must be {named(kind)}. Got {value!r}.")
+
+
+Described = TypeVar("Described")
+
+
+def names_unknown_settings(cls: type[Described]) -> type[Described]:
+    """Class decorator: an unknown keyword is a UserError that names the nearest setting."""
+    known = [field.name for field in fields(cls)]  # pyright: ignore[reportArgumentType]
+    make = cls.__init__
+
+    @functools.wraps(make)
+    def __init__(self: Any, **settings: Any) -> None:
+        for name in settings:
+            if name not in known:
+                raise UserError(f"`{cls.__name__}` has no setting {name!r}.{did_you_mean(name, known)}")
+        make(self, **settings)
+
+    cls.__init__ = __init__  # pyright: ignore[reportAttributeAccessIssue]
+    return cls
