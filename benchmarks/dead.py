@@ -22,7 +22,7 @@ from strata import SAEConfig
 from strata.evaluate.held_out import reconstruction_quality
 from strata.sae.learner import Learner
 
-METHODS = ("none", "auxk", "ghost", "resample")
+METHODS = ("none", "auxk", "lift", "ghost", "resample")
 RATIOS = (1, 5, 15)
 _OUTLIERS = 4  # dimensions with a large mean, of all
 _D_IN = 192

@@ -53,7 +53,8 @@ def test_finished_sae_has_unit_decoder_rows_and_the_learners_reconstruction(trai
     x = known_rows(100, seed=3)
     p, norm = trained.params, trained.normalization
     z = norm.apply(x)
-    code = trained.gate.dense((z - p["b_dec"]) @ p["W_enc"].t() + p["b_enc"])
+    gate, _ = trained.rule.finished(p, None)
+    code = gate.dense((z - p["b_dec"]) @ p["W_enc"].t() + p["b_enc"])
     z_hat = code @ p["W_dec"] + p["b_dec"]
     torch.testing.assert_close(sae(x), z_hat * norm.scale + norm.mean, rtol=1e-4, atol=1e-3)
 
@@ -85,7 +86,7 @@ def test_scaling_the_activations_scales_the_sae():
     assert torch.equal(results[0](x) * 4, results[1](x * 4))
 
 
-@pytest.mark.parametrize("revival", ["auxk", "ghost", "none"])
+@pytest.mark.parametrize("revival", ["lift", "auxk", "ghost", "resample", "none"])
 def test_ten_and_ten_steps_are_twenty(revival):
     config = SAEConfig(expansion_factor=4, k=3, batch_size=64, revival=revival, dead_feature_window=2)
     sample = known_rows(256, seed=6)

@@ -355,7 +355,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 FURTHER: list[dict[str, Any]] = [
-    *({"revival": name, "k": 1, "expansion_factor": 4} for name in ("ghost", "resample", "auxk")),
+    *({"revival": name, "k": 1, "expansion_factor": 4} for name in ("lift", "ghost", "resample", "auxk")),
     {"target_sites": {"layers.1": "layers.2"}, "skip": True},
     {"num_epochs": 2},
 ]

@@ -134,7 +134,7 @@ def test_nothing_dead_nothing_changed():
 
 def test_use_ghost_grads_alone_selects_ghost_gradients():
     assert SAEConfig(use_ghost_grads=True).revival_method() == "ghost"
-    assert SAEConfig().revival_method() == "auxk"
+    assert SAEConfig().revival_method() == "lift"
     with pytest.raises(ValueError, match="use_ghost_grads"):
         SAEConfig(use_ghost_grads=True, revival="auxk")
 
@@ -199,7 +199,7 @@ class TestResampling:
         assert due == [10, 20, 30, 40]
 
     def test_a_learner_resamples_what_is_dead(self):
-        x = torch.randn(256, 8)
+        x = torch.randn(256, 8, generator=torch.Generator().manual_seed(5))  # not the seed of the weights
         config = SAEConfig(
             expansion_factor=32, k=1, batch_size=256, revival="resample", dead_feature_window=2, lr=1e-30
         )
@@ -216,3 +216,27 @@ class TestResampling:
         assert learner.dead_share() == 0
         cosines = learner.params["W_dec"][dead] @ normalize(learner.normalization.apply(x), dim=1).t()
         assert cosines.amax(1).min() > 0.9999
+
+
+class TestLift:
+    def test_biases_of_the_silent_rise_by_one_learning_rate(self):
+        bias = torch.zeros(6)
+        revival.lift_(bias, torch.tensor([1, 4]), torch.tensor([1.0, 0.0]), rate=0.5)
+        assert bias.tolist() == [0.0, 0.5, 0.0, 0.0, 0.0, 0.0]
+
+    def test_every_latent_fires_again(self):
+        """Of 128 latents that compete for one place, those without it get it in their turn; without revival most never
+        do.
+        """
+        x = torch.randn(128, 8, generator=torch.Generator().manual_seed(5))
+        never = {}
+        for method in ("lift", "none"):
+            config = SAEConfig(
+                expansion_factor=16, k=1, batch_size=128, revival=method, dead_feature_window=20, decay="0%"
+            )
+            learner = Learner(config, n_steps=300, sample=x)
+            for _ in range(300):
+                learner.step(x)
+            never[method] = (learner.last_fired_step < 100).float().mean().item()
+        assert never["lift"] < 0.05
+        assert never["none"] > 0.3

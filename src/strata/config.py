@@ -7,8 +7,10 @@ from typing import Literal
 from strata.durations import Duration
 from strata.settings import Auto, check_kinds, names_unknown_settings, require
 
+_WINDOW_ROWS = 500_000
+
 Architecture = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated"]
-Revival = Literal["auto", "auxk", "ghost", "resample", "none"]
+Revival = Literal["auto", "lift", "auxk", "ghost", "resample", "none"]
 
 
 @names_unknown_settings
@@ -47,8 +49,8 @@ class SAEConfig:
     matryoshka_prefixes: tuple[float, ...] = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
     """Ends of the nested dictionaries of "matryoshka", as shares of d_sae."""
     revival: Revival = "auto"
-    """What brings dead latents back: "auxk" (Gao et al. 2024), "ghost" (Jermyn & Templeton 2024), "resample" (Bricken
-    et al. 2023) or "none"; "auto" is "auxk"."""
+    """What brings dead latents back: "auxk" (Gao et al. 2024), "lift" (the same, and their biases rise until they
+    fire), "ghost" (Jermyn & Templeton 2024), "resample" (Bricken et al. 2023) or "none"; "auto" is "lift"."""
     use_ghost_grads: bool = False
     """The same as revival="ghost"."""
     revival_coefficient: float = 1.0
@@ -57,8 +59,8 @@ class SAEConfig:
     """Subtract each site's mean before training (and fold it into the biases afterwards). Without it large means, which
     many models have in a few dimensions, kill latents (docs/dead-latents.md)."""
     dead_feature_window: int | Auto = "auto"
-    """Steps without firing after which a latent counts as dead; "auto" is 1000 or a quarter of the run, whichever is
-    less."""
+    """Steps without firing after which a latent counts as dead; "auto" is 1000, a quarter of the run, or 500,000 rows,
+    whichever is least."""
     seed: int = 0
     """Seed of the initial weights and of the shuffling."""
 
@@ -123,16 +125,16 @@ class SAEConfig:
         )
         return d_sae
 
-    def revival_method(self) -> Literal["auxk", "ghost", "resample", "none"]:
+    def revival_method(self) -> Literal["lift", "auxk", "ghost", "resample", "none"]:
         """The revival method that the two fields choose together."""
         if self.use_ghost_grads:
             return "ghost"
-        return "auxk" if self.revival == "auto" else self.revival
+        return "lift" if self.revival == "auto" else self.revival
 
     def window_steps(self, n_steps: int) -> int:
         """Steps without firing after which a latent is dead, in a run of n_steps."""
         if self.dead_feature_window == "auto":
-            return max(1, min(1000, n_steps // 4))
+            return max(1, min(1000, n_steps // 4, _WINDOW_ROWS // self.batch_size))
         return self.dead_feature_window
 
 

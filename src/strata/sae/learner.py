@@ -153,6 +153,10 @@ class Learner:
         sample = slice(0, _REVIVAL_ROWS)
         inputs, residual = batch.inputs[sample], outcome.residual[sample]
         extra = method(inputs, residual, dead, loss=outcome.loss, coefficient=self.config.revival_coefficient)
+        if self._method == "lift":
+            silent = (self._silent_steps()[latents] > self.window_steps).float()
+            rate = self.optimizer.rate_of(bias, self.schedule.at(self.n_steps_done))
+            revival.lift_(p[bias], latents, silent, rate=rate)
         for name, amounts in (("W_enc", extra.W_enc), ("W_dec", extra.W_dec), (bias, extra.b_enc)):
             outcome.gradients[name].index_add_(0, latents, amounts)
         return extra.value

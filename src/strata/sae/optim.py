@@ -63,6 +63,10 @@ class UnitRowAdam:
         groups = [{"params": [tensor], "factor": _LR_FACTORS[name]} for name, tensor in params.items()]
         self.adam = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
+    def rate_of(self, name: str, lr: float) -> float:
+        """The learning rate of a tensor when the encoder's is `lr`."""
+        return lr * _LR_FACTORS[name]
+
     @torch.no_grad()
     def step(self, gradients: dict[str, torch.Tensor], *, lr: float) -> None:
         """One update with `lr` for the encoder. `gradients` has the keys of `params`; the decoder's is changed in

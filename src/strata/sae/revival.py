@@ -131,4 +131,25 @@ def ghost(
 
 
 Method = Callable[..., DeadGradients]
-METHODS: dict[str, Method] = {"auxk": auxk, "ghost": ghost}
+METHODS: dict[str, Method] = {"lift": auxk, "auxk": auxk, "ghost": ghost}
+
+
+def lift_(
+    bias: Float[Tensor, " d_sae"], latents: Int[Tensor, " dead"], silent: Float[Tensor, " dead"], *, rate: float
+) -> None:
+    """The part of "lift" beside AuxK: the biases of dead latents rise, in place, by one learning rate a step.
+
+    AuxK teaches a dead latent a direction, but its pre-activations stay as small as the residual, below those that win,
+    and Adam's second moments remember the gradients of its life. The lift makes it win somewhere in the end, where the
+    main loss then decides what becomes of it (measured: docs/dead-latents.md).
+
+    Args:
+        bias: of all latents.
+        latents: the dead ones.
+        silent: 1 for those that have still not fired, 0 for those that have since the list was made.
+        rate: the bias's learning rate in this step.
+
+    Differs: SAELens' `pre_act_loss`, for JumpReLU, puts a loss with a coefficient on how far dead pre-activations lie
+    below the threshold.
+    """
+    bias.index_add_(0, latents, silent * rate)
