@@ -21,7 +21,7 @@ demo: .venv/.installed  ## train SAEs on the embedded model's layers and write a
 	$(BIN)/strata train demo --overwrite
 
 test: .venv/.installed-dev  ## run the quick tests (ARGS="-k gates -x" narrows them)
-	$(BIN)/python -m pytest -m "$(QUICK)" $(ARGS)
+	$(BIN)/python -m pytest -m "$(QUICK)" --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: .venv/.installed-dev  ## check style and types
 	$(BIN)/ruff check .

@@ -17,7 +17,8 @@ if not NETWORK:
 
 import torch  # noqa: E402 - after the environment is set
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Side by side (pytest-xdist) each process has one core.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
 
 def pytest_unconfigure() -> None:
