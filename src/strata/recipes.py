@@ -22,7 +22,7 @@ def demo() -> TrainConfig:
     `strata train demo`: no network, no GPU. Hardware, time and the numbers to expect stand in docs/LOG.md.
     """
     sae = SAEConfig(expansion_factor=16, k=32, batch_size=4096)
-    return TrainConfig(sites=("all",), n_tokens=320_000, held_out_tokens=8_192, sae=sae)
+    return TrainConfig(sites=("all",), n_tokens=320_000, held_out_tokens=8_192, held_out_every="25%", sae=sae)
 
 
 def default() -> TrainConfig:
