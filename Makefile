@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check --constraint constraints.txt
-QUICK := not gpu and not network and not slow and not saelens
+QUICK := not gpu and not network and not slow and not saelens and not lm_eval
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

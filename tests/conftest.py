@@ -32,6 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     lacking = {
         "gpu": None if torch.cuda.is_available() else "no CUDA device here",
         "network": None if NETWORK else "set STRATA_TEST_NETWORK=1 to let tests fetch things",
+        "lm_eval": None if importlib.util.find_spec("lm_eval") else "the extra `lm-eval` is not installed",
         "saelens": None if importlib.util.find_spec("sae_lens") else "the extra `saelens` is not installed",
     }
     for item in items:

@@ -37,7 +37,7 @@ METRICS_KEYS = {"step", "rows", "tokens", "seconds", "rows_per_second", "learnin
 EVALUATION_KEYS = {
     *("explained_variance", "fvu", "mse", "cosine", "l0", "l2_ratio", "relative_reconstruction_bias", "silent_share"),
     *("dead_share", "dead_window_rows", "n_sink_rows", "fvu_with_sinks", "ce_clean", "ce_sae", "ce_zero"),
-    *("ce_loss_score", "kl_div_score", "delta_ce_percent"),
+    *("ce_loss_score", "kl_div_score", "delta_ce_percent", "n_trained_rows"),
 }
 
 

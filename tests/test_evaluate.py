@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from strata.activations.harvest import collect
 from strata.errors import UserError
-from strata.evaluate import held_out, language_loss
+from strata.evaluate import held_out, language_loss, suites
 from strata.evaluate.examples import feature_examples
 from strata.evaluate.held_out import evaluate_saes, reconstruction_quality
 from strata.lm.model import LanguageModel
@@ -105,7 +105,8 @@ def test_structure_is_that_of_the_run_folder(lm: LanguageModel, text: list[Token
     saes = {"layers.2": random_sae(), "layers.0": random_sae(seed=1)}
     record = {"layers.0": {"dead_share": 0.25, "dead_window_rows": 4096}}
     result = evaluate_saes(lm, saes, text, dead=record)
-    assert list(result) == ["n_rows", "n_tokens", "context_tokens", "sites"]
+    assert list(result) == ["n_rows", "n_tokens", "context_tokens", "sites", "all_sites"]
+    assert set(result["all_sites"]) == set(LOSS_KEYS)
     assert (result["n_rows"], result["n_tokens"], result["context_tokens"]) == (12 * 29 - 10, 12 * 30 - 10, 30)
     assert list(result["sites"]) == ["layers.2", "layers.0"]
     for numbers in result["sites"].values():
@@ -160,14 +161,27 @@ def test_losses_against_plain_hooks(lm: LanguageModel, ids: Tensor, text: list[T
         return log_softmax(logits[:, :-1][scored], dim=-1)
 
     clean, spliced, zeroed = run(lambda x: x), run(sae), run(torch.zeros_like)
-    loss = language_loss.language_losses(lm, {"layers.1": sae}, text, lm_dtype="fp32")
-    assert loss is not None
-    found = loss["layers.1"]
+    found = only_site(evaluate_saes(lm, {"layers.1": sae}, text, lm_dtype="fp32"))
     targets = ids[:, 1:][scored]
-    expected = [cross_entropy(log_probs, targets).item() for log_probs in (clean, spliced, zeroed)]
-    assert [found.ce_clean, found.ce_sae, found.ce_zero] == pytest.approx(expected, rel=1e-5)
-    expected = [(clean.exp() * (clean - log_probs)).sum(1).mean().item() for log_probs in (spliced, zeroed)]
-    assert [found.kl_sae, found.kl_zero] == pytest.approx(expected, rel=1e-4)
+    ce = [cross_entropy(log_probs, targets).item() for log_probs in (clean, spliced, zeroed)]
+    assert [found["ce_clean"], found["ce_sae"], found["ce_zero"]] == pytest.approx(ce, rel=1e-5)
+    assert found["delta_ce_percent"] == pytest.approx(100 * (ce[1] - ce[0]) / ce[0], rel=1e-3)
+    kl_sae, kl_zero = [(clean.exp() * (clean - log_probs)).sum(1).mean().item() for log_probs in (spliced, zeroed)]
+    assert 0 < kl_sae < kl_zero
+    assert found["kl_div_score"] == pytest.approx(1 - kl_sae / kl_zero, rel=1e-4)
+
+
+def test_sums_of_a_changed_run_are_those_of_the_formulas(ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_loss, "_SOFTMAX_BYTES", 4 * VOCABULARY * 7)
+    (batch,) = batches_of(ids, 12)
+    asked = language_loss.Predictions.of(batch)
+    generator = torch.Generator().manual_seed(0)
+    clean, changed = torch.randn(2, 12 * SEQ, VOCABULARY, generator=generator)
+    sums = language_loss.LossSums()
+    sums.add(changed, language_loss.log_probs_at(clean, asked.positions), asked)
+    p, q = (log_softmax(logits.double()[asked.positions], dim=-1) for logits in (clean, changed))
+    assert sums.kl == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-5)
+    assert sums.ce == pytest.approx(cross_entropy(q, asked.targets, reduction="sum").item(), rel=1e-6)
 
 
 def test_pads_before_the_text_predict_nothing() -> None:
@@ -190,11 +204,11 @@ def test_batching_and_memory_limits_change_nothing(
     monkeypatch.setattr(language_loss, "_LOGITS_BYTES", 4 * VOCABULARY * SEQ * 2)  # two sequences at a time
     monkeypatch.setattr(language_loss, "_SOFTMAX_BYTES", 4 * VOCABULARY * 7)
     monkeypatch.setattr(held_out, "_CHUNK_ROWS", 50)
-    monkeypatch.setattr(held_out, "_ROWS_BYTES", 1)  # one site at a time
+    monkeypatch.setattr(suites, "_FIRST_ROWS", 330)  # more than all batches but the last hold
     pieces = evaluate_saes(lm, saes, batches_of(ids, 1, 3, 8), **options)
-    assert {key: pieces[key] for key in pieces if key != "sites"} == {
-        key: whole[key] for key in whole if key != "sites"
-    }
+    counts = ("n_rows", "n_tokens", "context_tokens")
+    assert [pieces[key] for key in counts] == [whole[key] for key in counts]
+    assert pieces["all_sites"] == pytest.approx(whole["all_sites"], rel=1e-4)
     assert list(pieces["sites"]) == list(whole["sites"])
     for site in saes:
         assert pieces["sites"][site] == pytest.approx(whole["sites"][site], rel=1e-4)

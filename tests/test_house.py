@@ -19,8 +19,14 @@ SOURCE = ROOT / "src"
 # It may import from its own layer and from lower ones, which stand above.
 LAYERS = (
     ("words", ("strata.shapes", "strata.durations", "strata.errors")),
-    ("intent", ("strata.settings", "strata.config", "strata.collect_config", "strata.sweep", "strata.recipes")),
-    ("mathematics", ("strata.sae", "strata.kernels", "strata.grouping", "strata.costs")),
+    (
+        "intent",
+        (
+            *("strata.settings", "strata.config", "strata.collect_config", "strata.groups_config"),
+            *("strata.evaluate_config", "strata.sweep", "strata.recipes", "strata.layer_groups"),
+        ),
+    ),
+    ("mathematics", ("strata.sae", "strata.kernels", "strata.grouping", "strata.similarity", "strata.costs")),
     (
         "world",
         (
@@ -32,7 +38,8 @@ LAYERS = (
         "programs",
         (
             *("strata.assignments", "strata.origins", "strata.loop", "strata.train"),
-            *("strata.run", "strata.run_rows", "strata.run_folder", "strata.collect", "strata.export"),
+            *("strata.run", "strata.run_rows", "strata.run_groups", "strata.run_folder", "strata.collect"),
+            *("strata.groups", "strata.groups_file", "strata.groups_run", "strata.export"),
             *("strata.evaluate", "strata.interpret", "strata.steer", "strata.plan", "strata.doctor"),
         ),
     ),
@@ -42,6 +49,9 @@ LAYERS = (
 # Methods of the public contract that hand on to a higher room: {(module, function): (room, why)}. Thin: see the test.
 DELEGATES = {
     ("strata.lm.model", "LanguageModel.train_sae"): ("strata.train", "the contract's `lm.train_sae(...)`"),
+    ("strata.sae.group", "GroupSAE.save"): ("strata.formats", "as `sae.save(folder)`, for groups"),
+    ("strata.sae.group", "GroupSAE.load"): ("strata.formats", "as `SAE.load(folder)`, for groups"),
+    ("strata.grouping", "layer_distances"): ("strata.activations", "the contract's `layer_distances(lm, texts)`"),
     ("strata.sae.model", "SAE.save"): ("strata.formats", "the contract's `sae.save(folder)`"),
     ("strata.sae.model", "SAE.load"): ("strata.formats", "the contract's `SAE.load(folder)`"),
 }
@@ -49,7 +59,10 @@ MOST_STATEMENTS_OF_A_DELEGATE = 5
 
 # Slow to import, or extras: only inside the functions that use them.
 HEAVY = frozenset(
-    {"transformers", "datasets", "pyarrow", "pandas", "sae_lens", "wandb", "tensorboard", "huggingface_hub"}
+    {
+        *("transformers", "datasets", "pyarrow", "pandas", "sae_lens", "wandb", "tensorboard", "huggingface_hub"),
+        *("lm_eval", "accelerate"),
+    }
 )
 SILENT_START = HEAVY | {"torch", "tyro", "rich", "jinja2"}
 

@@ -18,7 +18,8 @@ from strata.assignments import assign
 from strata.config import SAEConfig, TrainConfig
 from strata.errors import MissingExtraError, UserError
 from strata.evaluate.held_out import reconstruction_quality
-from strata.evaluate.prediction import logged_quality, prediction_quality
+from strata.evaluate.logged import logged_quality
+from strata.evaluate.prediction import prediction_quality
 from strata.log import MetricsFile
 from strata.loggers import Logger, WandbLogger, check_trackers, flat_numbers, open_trackers
 from strata.loop import Prepared, Recording
@@ -191,7 +192,8 @@ def test_the_quality_of_a_transcoder_is_that_of_its_prediction() -> None:
     assert found["explained_variance"] == pytest.approx(1 - found["fvu"])
     assert found["l0"] == pytest.approx((transcoder.encode(x) > 0).float().sum(1).mean().item())
     assert found["silent_share"] == pytest.approx((transcoder.encode(x) <= 0).all(0).float().mean().item())
-    assert logged_quality(transcoder, x, target) == {key: found[key] for key in ("fvu", "l0", "silent_share")}
+    logged = logged_quality(transcoder, {"a": x, "b": target}, site="a", target_site="b")
+    assert logged == {key: found[key] for key in ("fvu", "l0", "silent_share")}
     sae = SAE(**weights, **biases)
     assert set(found) == set(reconstruction_quality(sae, x))
     alike, wanted = prediction_quality(sae, x, x), reconstruction_quality(sae, x)

@@ -20,6 +20,8 @@ usage: strata COMMAND [...]
 commands:
   train [RECIPE] [--flags]     from text to SAEs and a report; `strata train --help` lists recipes and flags
   collect [--flags]            activations to disk, shuffled, for `strata train --activations FOLDER`
+  groups [MODEL] [--flags]     how alike the layers are, and which of them could share an SAE
+  evaluate RUN... [--flags]    runs side by side on held-out text: reconstruction, loss, tasks, baselines, cost
   export FOLDER [--flags]      a run or an SAE for SAELens, sparsify, dictionary_learning, Gemma Scope, the Hub
   import FOLDER [--flags]      SAEs of those libraries as Strata's own folders
 
@@ -30,6 +32,9 @@ examples:
   strata train demo --resume                            go on with a run that was interrupted
   strata collect --model ./my-model --data texts/ --sites all --out activations/mine --dtype int8
   strata train --activations activations/mine --sites layers.6 --sae.architecture jumprelu
+  strata groups demo                                    then: strata train --groups groups/demo-stdlib
+  strata train --groups auto                            one SAE per group of near layers
+  strata evaluate runs/layer-wise runs/grouped
   strata export runs/demo-stdlib --format dictionary_learning
 """
 
@@ -116,6 +121,21 @@ def _parse_collect(words: Sequence[str]) -> Any:
     return _parse(CollectConfig, words, command="collect", default=CollectConfig())
 
 
+def _parse_groups(words: Sequence[str]) -> Any:
+    from strata.groups_config import GroupsConfig
+
+    given = ["--model", *words] if words and not words[0].startswith("-") else words
+    return _parse(GroupsConfig, given, command="groups", usage="groups [MODEL]", default=GroupsConfig())
+
+
+def _parse_evaluate(words: Sequence[str]) -> Any:
+    from strata.evaluate_config import EvaluateConfig
+
+    n_runs = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    given = ["--runs", *words] if n_runs else words
+    return _parse(EvaluateConfig, given, command="evaluate", usage="evaluate RUN...")
+
+
 def _parse_export(words: Sequence[str]) -> Any:
     from strata.export import ExportConfig
 
@@ -149,6 +169,22 @@ def _run_collect(config: Any) -> list[str]:
     return [str(collect_run(config))]
 
 
+def _run_groups(config: Any) -> list[str]:
+    from strata.memory import keep_freed_memory
+    from strata.report.groups import groups_and_report
+
+    keep_freed_memory()
+    return [str(groups_and_report(config))]
+
+
+def _run_evaluate(config: Any) -> list[str]:
+    from strata.memory import keep_freed_memory
+    from strata.report.comparison import evaluate_and_report
+
+    keep_freed_memory()
+    return [str(evaluate_and_report(config))]
+
+
 def _run_export(config: Any) -> list[str]:
     from strata.export import export
 
@@ -168,6 +204,8 @@ def _shown(folders: list[Path]) -> list[str]:
 COMMANDS = {
     "train": Command(parse_train, _run_train),
     "collect": Command(_parse_collect, _run_collect),
+    "groups": Command(_parse_groups, _run_groups),
+    "evaluate": Command(_parse_evaluate, _run_evaluate),
     "export": Command(_parse_export, _run_export),
     "import": Command(_parse_import, _run_import),
 }

@@ -155,6 +155,10 @@ class TrainConfig:
     sites: tuple[str, ...] = ("middle",)
     """Where to read activations, e.g. layers.6 layers.6.mlp; "middle" is the middle layer, "all" every layer
     (of a store: of its sites)."""
+    groups: str = "none"
+    """Layers that share one SAE: "none" trains one per site, "auto" measures how near layers are to each other first
+    (as `strata groups` does) and groups them, a path is what `strata groups` wrote or a JSON list such as [[0, 1, 2],
+    [3, 4]]. Takes the place of `sites`."""
     target_site: str = "same"
     """What is predicted from the activations: "same" is these themselves (an SAE), another site makes a transcoder."""
     skip: bool = False
@@ -183,6 +187,9 @@ class TrainConfig:
     """Precision of the language model's forward; "auto" is bf16 where the hardware multiplies it fast."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
+    random_weights: bool = False
+    """Give the language model new random weights: the baseline that tells what of an SAE's quality comes from what the
+    model has learnt."""
     held_out_tokens: int = 32_768
     """Tokens of held-out documents on which the SAEs are evaluated at the end."""
     held_out_rows: int = 4096
@@ -218,6 +225,13 @@ class TrainConfig:
             rule = f"be at least one batch of {self.sae.batch_size} rows"
             require(self.n_tokens >= self.sae.batch_size, "n_tokens", rule, self.n_tokens, "Lower sae.batch_size.")
         require(bool(self.sites), "sites", "name at least one site", "none", 'Give e.g. layers.3, or "all".')
+        grouped = self.groups != "none"
+        alone = self.sites in (("middle",), ("all",))
+        require(not grouped or alone, "groups", "be given without sites", " ".join(self.sites), "Leave sites out.")
+        require(
+            not grouped or self.target_site == "same", "groups", "be given without target_site", self.target_site,
+            "Leave one of the two out.",
+        )  # fmt: skip
         require(not (self.resume and self.overwrite), "resume", "not be given with overwrite", "both", "Choose one.")
 
     def folder(self) -> Path:

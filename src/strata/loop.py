@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strata.activations.source import ShuffledRows, SiteRows
+from strata.activations.source import ShuffledRows, SiteRows, layers_of
 from strata.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
 from strata.durations import Duration
 from strata.errors import UserError
-from strata.evaluate.prediction import logged_quality
+from strata.evaluate.logged import logged_quality
 from strata.log import MetricsFile, Progress
 from strata.loggers import Logger, Tracker, check_trackers, open_trackers
 from strata.sae.learner import Learner
@@ -99,7 +99,7 @@ class Prepared:
         rows: in their shuffled order.
         batch_size: rows of a step.
         n_steps: of the whole run.
-        metadata: by key, what the SAEs will say of their origin.
+        metadata: by key, what the SAEs will say of their origin (see `strata.origins`).
         identity: what has to be the same for a training to go on, JSON-able.
         held_out: by site, rows that are measured now and then; may be empty.
     """
@@ -168,7 +168,8 @@ def step_all(learners: Mapping[str, Learner], batch: SiteRows) -> None:
 
     for learner in learners.values():
         target = None if learner.target_site is None else rows(learner.target_site, learner.device)
-        learner.step(rows(learner.site, learner.device), target)
+        layer = None if learner.group is None else rows(layers_of(learner.site), learner.device)
+        learner.step(rows(learner.site, learner.device), target, layer)
 
 
 class _Record:
@@ -224,9 +225,7 @@ class _Record:
         if not rows or not (passed or step == self._prepared.n_steps):
             return None
         return {
-            key: logged_quality(
-                learner.finish(), rows[learner.site], None if learner.target_site is None else rows[learner.target_site]
-            )
+            key: logged_quality(learner.finish(), rows, site=learner.site, target_site=learner.target_site)
             for key, learner in self._prepared.learners.items()
         }
 

@@ -6,8 +6,15 @@ from strata.activations.source import RowSource
 from strata.assignments import Assignment
 
 
-def origin(source: RowSource, assignment: Assignment) -> dict[str, Any]:
-    """The metadata of the SAE of an assignment that is trained on a source."""
+def origins(source: RowSource, assignment: Assignment) -> dict[str, Any]:
+    """The metadata of the SAE of an assignment that is trained on a source; of a group by site."""
+    if assignment.group is None:
+        return _origin(source, assignment, assignment.site)
+    shared = {"group": assignment.site, "group_sites": list(assignment.sites)}
+    return {site: _origin(source, assignment, site) | shared for site in assignment.sites}
+
+
+def _origin(source: RowSource, assignment: Assignment, site: str) -> dict[str, Any]:
     description = source.describe()
     model, text = description.get("model", {}), description.get("text", {})
     target = assignment.target_site
@@ -16,10 +23,10 @@ def origin(source: RowSource, assignment: Assignment) -> dict[str, Any]:
         "model_name": model.get("name"),
         "hf_model_name": model.get("name"),
         "model_class_name": "AutoModelForCausalLM",
-        "hook_name": _hook_name(assignment.site),
+        "hook_name": _hook_name(site),
         "hook_head_index": None,
         **of_target,
-        "site": assignment.site,
+        "site": site,
         "context_size": text.get("context_tokens"),
         "dataset_path": text.get("texts", {}).get("source"),
         "strata": description,

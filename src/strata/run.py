@@ -12,9 +12,18 @@ from strata.errors import UserError
 from strata.lm.loading import chosen_device
 from strata.log import say
 from strata.loop import Recording
-from strata.run_folder import begun, check_folder, check_same, make_folder, read_record, save_saes, write_record
+from strata.run_folder import (
+    begun,
+    check_folder,
+    check_same,
+    load_saes,
+    make_folder,
+    read_record,
+    save_saes,
+    write_record,
+)  # fmt: skip
+from strata.run_groups import RunGroups, groups_of
 from strata.run_rows import RunRows, open_rows
-from strata.sae.model import SAE
 from strata.sweep import check_sweep, sweep_configs
 from strata.train import Trained, prepare, train
 
@@ -40,8 +49,9 @@ def train_run(config: TrainConfig, *, progress: bool = True) -> tuple[RunRows, T
     before = read_record(folder) if config.resume else None
     rows = open_rows(config)
     config = rows.config
-    assignments = assignments_of(config, rows.sites)
     say(rows.summary(), shown=progress)
+    groups = groups_of(config, rows, before=before, progress=progress)
+    assignments = assignments_of(config, rows.sites, groups)
     source = rows.open(sites_read(assignments))
     device = chosen_device(config.device)
     record = begun(config, source, device)
@@ -53,24 +63,27 @@ def train_run(config: TrainConfig, *, progress: bool = True) -> tuple[RunRows, T
     recording = _recording(config, folder, progress=progress)
     held_out = rows.held_out(sites_read(assignments))
     prepared = prepare(source, assignments, device=_training_device(rows, device), held_out=held_out)
-    record |= {"n_steps": prepared.n_steps, "n_rows": prepared.n_steps * prepared.batch_size}
+    record |= {"n_steps": prepared.n_steps, "n_rows": prepared.n_steps * prepared.batch_size, "groups": groups.named()}
     if before is None:
         make_folder(folder, record)
+        groups.write(folder)
     trained = train(prepared, recording)
     save_saes(folder, trained.saes)
     seconds = {**trained.seconds, "language_model": trained.seconds["rows"]}
-    write_record(folder, (before or record) | {"status": "trained", "dead": trained.dead, "seconds": seconds})
+    ended = {"status": "trained", "dead": trained.dead, "layer_rows": trained.layer_rows, "seconds": seconds}
+    write_record(folder, (before or record) | ended)
     with contextlib.suppress(OSError):
         remove_folder(folder / "checkpoints")
     return rows, trained
 
 
-def assignments_of(config: TrainConfig, sites: list[str]) -> dict[str, Assignment]:
+def assignments_of(config: TrainConfig, sites: list[str], groups: RunGroups) -> dict[str, Assignment]:
     """What a described run is to make.
 
     Args:
         config: the run.
         sites: those that it reads.
+        groups: of them, if there are any.
 
     Raises:
         UserError: a sweep that is none, or a transcoder of several sites.
@@ -83,7 +96,8 @@ def assignments_of(config: TrainConfig, sites: list[str]) -> dict[str, Assignmen
                 f" --sites with one name."
             )
         targets = {sites[0]: config.target_site}
-    return assign(sites, sweep_configs(config.sae, config.sweep), target_sites=targets, skip=config.skip)
+    configs = sweep_configs(config.sae, config.sweep)
+    return assign(sites, configs, target_sites=targets, skip=config.skip, groups=groups.sites)
 
 
 def _recording(config: TrainConfig, folder: Path, *, progress: bool) -> Recording:
@@ -112,5 +126,10 @@ def _load_trained(folder: Path, record: dict[str, Any], *, report: bool) -> Trai
     """What a run left whose training had ended but not its report."""
     if not report or (folder / "report" / "index.html").exists():
         raise UserError(f"`resume` needs a run that is not finished. {folder} is. Start another with --out.")
-    saes = {key: SAE.load(folder / "sae" / key) for key in record["dead"]}
-    return Trained(saes=saes, dead=record["dead"], n_steps=record["n_steps"], seconds=record["seconds"])
+    return Trained(
+        saes=load_saes(folder, record["dead"]),
+        dead=record["dead"],
+        layer_rows=record["layer_rows"],
+        n_steps=record["n_steps"],
+        seconds=record["seconds"],
+    )

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +17,8 @@ from strata.activations.source import RowSource
 from strata.atomic import as_json, put_folder, write_json
 from strata.config import TrainConfig
 from strata.errors import UserError
+from strata.formats import group
+from strata.sae.group import GroupSAE
 from strata.sae.model import SAE
 
 _RECORDED_LIBRARIES = ("strata-sae", "torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -140,7 +142,17 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
         raise _unwritable(folder, error) from error
 
 
-def save_saes(folder: Path, saes: Mapping[str, SAE]) -> None:
+def load_saes(folder: Path, keys: Iterable[str]) -> dict[str, SAE | GroupSAE]:
+    """What `save_saes` wrote, by key.
+
+    Raises:
+        UserError: a folder is missing or damaged.
+    """
+    folders = {key: folder / "sae" / key for key in keys}
+    return {key: GroupSAE.load(path) if group.recognises(path) else SAE.load(path) for key, path in folders.items()}
+
+
+def save_saes(folder: Path, saes: Mapping[str, SAE | GroupSAE]) -> None:
     """Write `sae/<key>/` for all keys, all of them or none.
 
     Raises:

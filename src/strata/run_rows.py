@@ -17,6 +17,7 @@ from strata.config import TrainConfig
 from strata.errors import UserError, did_you_mean
 from strata.evaluate.held_out_text import held_out_batches
 from strata.lm.model import LanguageModel
+from strata.lm.random_weights import with_random_weights
 from strata.lm.text import open_texts
 from strata.lm.tokens import TokenStream
 
@@ -39,7 +40,7 @@ class RunRows:
             config, **{key: auto if given == "auto" else given for key, (auto, given) in named.items()}
         )
         self.streams = config.activations == "stream"
-        self.sites = chosen_sites(self.language_model, config.sites)
+        self.sites = chosen_sites(self.language_model, ("all",) if config.groups != "none" else config.sites)
 
     @cached_property
     def language_model(self) -> LanguageModel:
@@ -50,6 +51,8 @@ class RunRows:
         """
         config = self.config
         lm = LanguageModel(config.model, device=config.device, trust_remote_code=config.trust_remote_code)
+        if config.random_weights:
+            lm = with_random_weights(lm, seed=config.sae.seed)
         self._check_model(lm)
         return lm
 
@@ -115,6 +118,8 @@ class StoredRows(RunRows):
 
     def __init__(self, config: TrainConfig) -> None:
         self.store = open_store(Path(config.activations))
+        if config.random_weights:
+            raise UserError("`random_weights` must be False for rows of a store. Got True. Collect from such a model.")
         described = self.store.describe()
         model, text = described["model"], described["text"]
         if config.n_tokens != "all":
@@ -131,7 +136,7 @@ class StoredRows(RunRows):
             _check_text(config.data, text["texts"], store=str(config.activations))
         if config.model != "auto":
             _ = self.language_model  # looked at when it is loaded
-        self.sites = _stored_sites(self.store.sites, config.sites)
+        self.sites = _stored_sites(self.store.sites, ("all",) if config.groups != "none" else config.sites)
 
     def summary(self) -> str:
         """What is trained on, in a line."""

@@ -9,18 +9,20 @@ from torch import Tensor
 
 from strata.activations.collected import Activations
 from strata.activations.harvest import token_stream
-from strata.activations.source import RowSource, ShuffledRows
+from strata.activations.source import RowSource, ShuffledRows, layers_of
 from strata.activations.store import rows_of
 from strata.activations.stream import Stream
-from strata.assignments import Assignment, assign, sites_read
+from strata.assignments import Assignment, assign, reads, sites_read
 from strata.atomic import as_json
 from strata.config import SAEConfig
 from strata.errors import UserError
+from strata.layer_groups import checked_groups
 from strata.lm.loading import chosen_device
 from strata.lm.model import LanguageModel
 from strata.lm.precision import fast_dtype
 from strata.loop import Prepared, Recording, run_loop
-from strata.origins import origin
+from strata.origins import origins
+from strata.sae.group import GroupSAE
 from strata.sae.learner import Learner
 from strata.sae.model import SAE
 from strata.sae.normalization import Normalization
@@ -34,15 +36,17 @@ class Trained:
     """What came out of a training.
 
     Attributes:
-        saes: by key (a site, or a site and what is swept), in the model's own scale.
+        saes: by key (a site or group, with what is swept), in the model's own scale.
         dead: by key, the share of latents that did not fire in the last `dead_window_rows` rows.
+        layer_rows: by key and site, the rows that were trained on, attention sinks left out.
         n_steps: steps of the whole run.
         seconds: of the whole run, resumed parts included: `total`, in the `sae` steps, and waiting for `rows` (the
             language model, when streaming). On CUDA the two parts say how long launching took.
     """
 
-    saes: dict[str, SAE]
+    saes: dict[str, SAE | GroupSAE]
     dead: dict[str, dict[str, float]]
+    layer_rows: dict[str, dict[str, int]]
     n_steps: int
     seconds: dict[str, float]
 
@@ -70,20 +74,21 @@ def prepare(
     """
     config = next(iter(assignments.values())).config
     for one in assignments.values():
-        one.config.d_sae(source.d_in(one.site))
+        _check_width(one, source)
     n_steps = source.n_rows() * config.num_epochs // config.batch_size
     if n_steps == 0:
         raise UserError(
             f"The text must give at least one batch of `batch_size`={config.batch_size} rows. It gives"
             f" {source.n_rows()} a pass. Give more text or lower batch_size."
         )
-    rows = source.shuffled(batch_size=config.batch_size, n_epochs=config.num_epochs, seed=config.seed)
+    order = {"batch_size": config.batch_size, "n_epochs": config.num_epochs, "seed": config.seed}
+    rows = source.shuffled(**order, reads=reads(assignments))
     return Prepared(
         learners=_learners(assignments, rows, n_steps=n_steps, device=device),
         rows=rows,
         batch_size=config.batch_size,
         n_steps=n_steps,
-        metadata={key: origin(source, one) for key, one in assignments.items()},
+        metadata={key: origins(source, one) for key, one in assignments.items()},
         identity=_identity(source, assignments, {"n_steps": n_steps, **(settings or {})}),
         held_out=_checked(held_out or {}, sites_read(assignments)),
     )
@@ -101,7 +106,7 @@ def _learners(
 
     learners = {}
     for key, one in assignments.items():
-        for other in samples.keys() - {one.site, one.target_site}:
+        for other in samples.keys() - {one.site, one.target_site, layers_of(one.site)}:
             del samples[other]
         own = sample(one.site)
         learners[key] = Learner(
@@ -114,8 +119,18 @@ def _learners(
             target_sample=None if one.target_site is None else sample(one.target_site).to(own.device),
             target_site=one.target_site,
             skip=one.skip,
+            group=one.group,
+            layers=None if one.group is None else sample(layers_of(one.site)),
         )
     return learners
+
+
+def _check_width(assignment: Assignment, source: RowSource) -> None:
+    """That k fits the latents, and that layers of a group have one width."""
+    widths = {site: source.d_in(site) for site in assignment.sites}
+    if len(set(widths.values())) > 1:
+        raise UserError(f"`groups` must be of layers of one width. {assignment.site} has {widths}. Split it.")
+    assignment.config.d_sae(widths[assignment.sites[0]])
 
 
 def _identity(source: RowSource, assignments: Mapping[str, Assignment], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,6 +175,7 @@ def train(prepared: Prepared, recording: Recording | None = None) -> Trained:
             key: {"dead_share": learner.dead_share(), "dead_window_rows": learner.window_steps * prepared.batch_size}
             for key, learner in learners.items()
         },
+        layer_rows={key: learner.layer_rows for key, learner in learners.items()},
         n_steps=prepared.n_steps,
         seconds=seconds,
     )
@@ -209,7 +225,9 @@ class Trainer:
         init = {} if self.init is None else {site: self.init}
         watched = {} if held_out is None else {site: next(iter(Activations.of(held_out).values()))}
         prepared = prepare(source, assign([site], self.config, init=init), device=self.device, held_out=watched)
-        return train(prepared, self.recording).saes[site]
+        sae = train(prepared, self.recording).saes[site]
+        assert isinstance(sae, SAE)
+        return sae
 
 
 def train_suite(
@@ -217,6 +235,7 @@ def train_suite(
     texts: Any,
     *,
     sites: list[str] | str | None = None,
+    groups: Sequence[Sequence[int | str]] | None = None,
     config: SAEConfig | Sequence[SAEConfig],
     target_sites: Mapping[str, str] | None = None,
     skip: bool = False,
@@ -224,17 +243,19 @@ def train_suite(
     context_tokens: int | None = None,
     buffer_tokens: int | None = None,
     lm_dtype: str = "auto",
-    init: dict[str, SAE] | None = None,
+    init: Mapping[str, SAE | GroupSAE] | None = None,
     held_out: Mapping[str, Tensor] | None = None,
     progress: bool = True,
     recording: Recording | None = None,
-) -> dict[str, SAE]:
-    """Train one SAE per site from one pass of the language model over the text, streaming.
+) -> dict[str, Any]:
+    """Train one SAE per site, or one per group of layers, from one pass of the language model over the text, streaming.
 
     Args:
         lm: the language model.
         texts: anything that `strata.lm.text.open_texts` takes: a list or iterator of str, a path, token ids, a dataset.
         sites: where to read; None is every layer.
+        groups: layers that share one SAE, as numbers or sites, e.g. [[0, 1, 2], [3, 4]]; it sees for every token the
+            activation of one of them, drawn uniformly, in that layer's own normalisation. In place of `sites`.
         config: of every SAE; a list is a sweep, which trains one SAE per site and config on the same rows. They share
             `batch_size`, `num_epochs`, `text_batch_size` and, for the order of the rows, the first one's seed.
         target_sites: site → the site that a transcoder there predicts; sites that are not named get SAEs.
@@ -243,21 +264,25 @@ def train_suite(
         context_tokens: length of the packed sequences; None is the model's own, at most 1024.
         buffer_tokens: rows per site in the shuffle buffer; None is 65,536 or more.
         lm_dtype: precision of the forward, "auto", "fp32" or "bf16".
-        init: SAEs to start from, by site.
+        init: SAEs to start from, by site (or group's name).
         held_out: rows of other text to measure now and then, by site, as `collect_activations` gives them.
         progress: show a progress bar or lines on stderr; False is silent whatever `recording` says.
         recording: what it leaves behind while it runs, and whether it goes on from that.
 
     Returns:
         Site to SAE, in the order of `sites`. A transcoder is found under `layers.3.to.layers.4`, what a sweep trained
-        under site and settings, `layers.3/k=16`.
+        under site and settings, `layers.3/k=16`. With groups a `GroupSAE` each, under `layers.0-2` (`layers.3` of one
+        layer); `suite["layers.0-2"].at("layers.1")` is an ordinary SAE.
 
     Raises:
         UserError: what cannot be done; an iterator of texts with `recording.resume` is one such thing.
         Interrupted: a signal came, and a checkpoint is written.
     """
+    if groups is not None and sites is not None:
+        raise UserError("`groups` is given in place of `sites`. Got both. Leave one of the two out.")
     named = lm.sites if sites is None else [sites] if isinstance(sites, str) else list(sites)
-    assignments = assign(named, config, target_sites=target_sites, skip=skip, init=init)
+    together = None if groups is None else checked_groups(groups, lm.sites)
+    assignments = assign(named, config, target_sites=target_sites, skip=skip, init=init, groups=together)
     text_batch_size = next(iter(assignments.values())).config.text_batch_size
     tokens = token_stream(lm, texts, context_tokens=context_tokens, text_batch_size=text_batch_size)
     wanted = _recording(recording, progress)
@@ -269,7 +294,10 @@ def train_suite(
     read = sites_read(assignments)
     stream = Stream(lm, tokens, sites=read, n_tokens=n_tokens, buffer_tokens=buffer_tokens, lm_dtype=lm_dtype)
     settings = {"n_tokens": n_tokens, "buffer_tokens": buffer_tokens, "lm_dtype": lm_dtype}
-    return train(prepare(stream, assignments, held_out=held_out, settings=settings), wanted).saes
+    saes = train(prepare(stream, assignments, held_out=held_out, settings=settings), wanted).saes
+    if groups is None:
+        return saes
+    return {key: GroupSAE({assignments[key].site: sae}) if isinstance(sae, SAE) else sae for key, sae in saes.items()}
 
 
 def train_at_site(

@@ -1,14 +1,16 @@
 """Activations in memory: rows by site, as `collect_activations` gives them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from strata.activations.draws import Draws, join, places
 from strata.activations.source import SiteRows
 from strata.errors import UserError, did_you_mean
+from strata.layer_groups import Group
 
 
 class Activations(Mapping[str, Tensor]):
@@ -63,9 +65,12 @@ class Activations(Mapping[str, Tensor]):
         """Rows of each site."""
         return len(self._rows[self.sites[0]])
 
-    def shuffled(self, *, batch_size: int, n_epochs: int, seed: int) -> "_ShuffledRows":
+    def shuffled(
+        self, *, batch_size: int, n_epochs: int, seed: int, reads: Sequence[str | Group] | None = None
+    ) -> "_ShuffledRows":
         """The rows in a new random order every epoch."""
-        return _ShuffledRows(self._rows, batch_size=batch_size, n_epochs=n_epochs, seed=seed)
+        draws = Draws(self.sites if reads is None else reads, seed=seed)
+        return _ShuffledRows(self._rows, draws, batch_size=batch_size, n_epochs=n_epochs, seed=seed)
 
     def describe(self) -> dict[str, Any]:
         """Where the rows come from."""
@@ -75,19 +80,29 @@ class Activations(Mapping[str, Tensor]):
 class _ShuffledRows:
     """A permutation per epoch; epochs follow each other without a gap, so that every batch is full."""
 
-    def __init__(self, rows: SiteRows, *, batch_size: int, n_epochs: int, seed: int) -> None:
-        self._rows, self._batch_size, self._n_epochs, self._seed = rows, batch_size, n_epochs, seed
+    def __init__(self, rows: SiteRows, draws: Draws, *, batch_size: int, n_epochs: int, seed: int) -> None:
+        self._rows, self._draws = rows, draws
+        self._batch_size, self._n_epochs, self._seed = batch_size, n_epochs, seed
         self._n_rows = len(next(iter(rows.values())))
 
     def _permutation(self, epoch: int) -> Tensor:
         return torch.randperm(self._n_rows, generator=torch.Generator().manual_seed(self._seed * 1_000_003 + epoch))
 
-    def _take(self, rows: Tensor) -> SiteRows:
-        return {site: tensor[rows.to(tensor.device)] for site, tensor in self._rows.items()}
+    def _take(self, rows: Tensor, *, first: int) -> SiteRows:
+        """The rows at some places; `first` is the number of the first of them in the training."""
+        found = {site: self._rows[site][rows.to(self._rows[site].device)] for site in self._draws.single_sites}
+        for group in self._draws.groups:
+            layer = self._draws.layers(group, len(rows), part=[first])
+            picked = {site: rows[where] for site, where in places(layer, group).items()}
+            parts = {site: self._rows[site][where.to(self._rows[site].device)] for site, where in picked.items()}
+            found |= join(group, layer, parts)
+        return found
 
     def sample(self, n_rows: int, *, site: str) -> Tensor:
-        rows = self._rows[site]
-        return rows[self._permutation(0)[:n_rows].to(rows.device)]
+        rows = self._permutation(0)[:n_rows]
+        if site in self._rows:
+            return self._rows[site][rows.to(self._rows[site].device)]
+        return self._take(rows, first=0)[site]
 
     def batches(self, start_step: int = 0) -> Iterator[SiteRows]:
         first = start_step * self._batch_size
@@ -99,8 +114,8 @@ class _ShuffledRows:
                 if epoch >= self._n_epochs:
                     return
                 pending = torch.cat([pending, self._permutation(epoch)])
-            yield self._take(pending[: self._batch_size])
-            pending = pending[self._batch_size :]
+            yield self._take(pending[: self._batch_size], first=first)
+            pending, first = pending[self._batch_size :], first + self._batch_size
 
     def state(self, step: int) -> dict[str, Any]:
         return {}

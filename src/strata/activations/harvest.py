@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from strata.activations.collected import Activations
+from strata.activations.draws import Draws, join, places
 from strata.activations.source import SiteRows
 from strata.activations.store import Store, open_store
 from strata.errors import UserError
@@ -36,23 +37,41 @@ def forward_dtype(lm: LanguageModel, lm_dtype: str) -> torch.dtype | None:
 
 
 def harvest(
-    lm: LanguageModel, batch: TokenBatch, sites: list[str], *, autocast_dtype: torch.dtype | None = None
+    lm: LanguageModel,
+    batch: TokenBatch,
+    sites: list[str],
+    *,
+    autocast_dtype: torch.dtype | None = None,
+    draws: Draws | None = None,
+    number: int = 0,
 ) -> SiteRows:
     """Rows of the sites for every token of the batch that is neither pad nor special, in reading order.
+
+    Of a group, each token's row is read from the site that is drawn for it, and from no other.
 
     Args:
         lm: the language model; it runs no further than the last site.
         batch: packed sequences.
-        sites: where to read.
+        sites: where to read, if there are no draws.
         autocast_dtype: see `forward_dtype`.
+        draws: what to read, with groups.
+        number: of the batch among all of the training, which decides the draws.
     """
     kept = batch.is_row.reshape(-1).nonzero().squeeze(1).to(lm.device)
     # Without pads the mask is left out: attention takes its faster path.
     mask = None if bool(batch.attention_mask.all()) else batch.attention_mask
-    found = lm.activations(batch.input_ids.long(), sites, attention_mask=mask, autocast_dtype=autocast_dtype)
-    if len(kept) == batch.is_row.numel():
-        return {site: tensor.flatten(0, 1) for site, tensor in found.items()}
-    return {site: tensor.flatten(0, 1)[kept] for site, tensor in found.items()}
+    everywhere = len(kept) == batch.is_row.numel()
+    singles, groups = (sites, []) if draws is None else (draws.single_sites, draws.groups)
+    wanted = {site: (site, None if everywhere else kept) for site in singles}
+    layers = {} if draws is None else {group: draws.layers(group, len(kept), part=[number]) for group in groups}
+    for group, layer in layers.items():
+        drawn = places(layer, group)
+        wanted |= {f"{group.name}/{site}": (site, kept[where.to(kept.device)]) for site, where in drawn.items()}
+    found = lm.rows(batch.input_ids.long(), wanted, attention_mask=mask, autocast_dtype=autocast_dtype)
+    rows = {site: found.pop(site) for site in singles}
+    for group, layer in layers.items():
+        rows |= join(group, layer, {site: found.pop(f"{group.name}/{site}") for site in group.sites})
+    return rows
 
 
 def collect(

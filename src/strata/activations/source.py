@@ -1,21 +1,31 @@
 """The one small interface through which both modes feed the trainer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
-SiteRows = dict[str, Float[Tensor, "rows _"]]
-"""Rows by site; the same row of every site comes from the same token."""
+from strata.layer_groups import Group
+
+SiteRows = dict[str, Shaped[Tensor, "rows ..."]]
+"""Rows by site; the same row of every site comes from the same token. Of a group there are its rows, each from one of
+its sites, by its name, and which these are by `layers_of(name)` (uint8)."""
+
+
+def layers_of(group: str) -> str:
+    """The key under which lies, for each row of a group, the number within it of the site that the row is from."""
+    return f"{group}:layer"
 
 
 @runtime_checkable
 class ShuffledRows(Protocol):
     """Rows of one run in their shuffled order."""
 
-    def sample(self, n_rows: int, *, site: str) -> Float[Tensor, "rows _"]:
-        """At most n_rows shuffled rows of a site, for normalisation; they are still trained on afterwards."""
+    def sample(self, n_rows: int, *, site: str) -> Shaped[Tensor, "rows ..."]:
+        """At most n_rows shuffled rows of a site (or another key of the batches), for normalisation; they are still
+        trained on afterwards.
+        """
         ...
 
     def batches(self, start_step: int = 0) -> Iterator[SiteRows]:
@@ -45,8 +55,17 @@ class RowSource(Protocol):
         """Rows of each site in one epoch."""
         ...
 
-    def shuffled(self, *, batch_size: int, n_epochs: int, seed: int) -> ShuffledRows:
-        """The rows of `n_epochs` epochs in batches of `batch_size`; an incomplete last batch is left out."""
+    def shuffled(
+        self, *, batch_size: int, n_epochs: int, seed: int, reads: Sequence[str | Group] | None = None
+    ) -> ShuffledRows:
+        """The rows of `n_epochs` epochs in batches of `batch_size`; an incomplete last batch is left out.
+
+        Args:
+            batch_size: rows per batch.
+            n_epochs: passes.
+            seed: of the order, and of the layers that a group's rows are drawn from.
+            reads: what a batch holds, of sites and groups of them; None is every site.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:

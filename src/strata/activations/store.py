@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from strata.activations.collected import Activations
+from strata.activations.draws import Draws
 from strata.activations.quantization import Encoding
 from strata.activations.shards import ShardRecord, check_size
 from strata.activations.source import RowSource
@@ -23,6 +24,7 @@ from strata.activations.store_layout import (
 )
 from strata.activations.store_reading import Blocks, StoredRows
 from strata.errors import UserError, did_you_mean
+from strata.layer_groups import Group
 
 
 class Store:
@@ -75,10 +77,13 @@ class Store:
         """Rows of each site."""
         return self._blocks.n_rows
 
-    def shuffled(self, *, batch_size: int, n_epochs: int, seed: int) -> StoredRows:
+    def shuffled(
+        self, *, batch_size: int, n_epochs: int, seed: int, reads: Sequence[str | Group] | None = None
+    ) -> StoredRows:
         """The rows in a new random order every epoch; fp32 if the store is int8, else in its own type."""
-        encodings = {site: self._encodings[site] for site in self.sites}
-        return StoredRows(self._blocks, encodings, batch_size=batch_size, n_epochs=n_epochs, seed=seed)
+        draws = Draws(self.sites if reads is None else reads, seed=seed)
+        encodings = {site: self._encodings[site] for site in draws.sites}
+        return StoredRows(self._blocks, encodings, draws, batch_size=batch_size, n_epochs=n_epochs, seed=seed)
 
     def __getitem__(self, site: str) -> Float[Tensor, "rows d_in"]:
         """All rows of a site, in memory, in the order in which they lie on disk.

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from strata.activations.draws import Draws, join, keys_of, places
 from strata.activations.quantization import Encoding, Int8, Parts, tensor_name
 from strata.activations.shards import Shard, ShardRecord
 from strata.activations.source import SiteRows
@@ -156,24 +157,34 @@ class StoredRows:
     Args:
         blocks: of the store.
         encodings: of the sites that are wanted.
+        draws: what a batch holds of them.
         batch_size: rows per batch.
         n_epochs: passes over the store; they follow each other without a gap, so that every batch is full.
         seed: of the order.
     """
 
     def __init__(
-        self, blocks: Blocks, encodings: Mapping[str, Encoding], *, batch_size: int, n_epochs: int, seed: int
+        self,
+        blocks: Blocks,
+        encodings: Mapping[str, Encoding],
+        draws: Draws,
+        *,
+        batch_size: int,
+        n_epochs: int,
+        seed: int,
     ) -> None:
-        self._blocks, self._encodings = blocks, encodings
+        self._blocks, self._encodings, self._draws = blocks, encodings, draws
         self._batch_size, self._n_epochs, self._seed = batch_size, n_epochs, seed
 
     def sample(self, n_rows: int, *, site: str) -> Tensor:
         """The first n_rows rows of the order, or all where there are fewer."""
         n_rows = min(n_rows, self._blocks.n_rows)
-        first = StoredRows(self._blocks, {site: self._encodings[site]}, batch_size=n_rows, n_epochs=1, seed=self._seed)
+        draws = Draws([read for read in self._draws.reads if site in keys_of(read)] or [site], seed=self._seed)
+        encodings = {name: self._encodings[name] for name in draws.sites}
+        first = StoredRows(self._blocks, encodings, draws, batch_size=n_rows, n_epochs=1, seed=self._seed)
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="strata-store")
         try:
-            return first._decode(next(first._pieces(0, pool)), first._space())[site]
+            return first._decode(next(first._pieces(0, pool)), first._space(), step=0)[site]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -188,8 +199,8 @@ class StoredRows:
         decoder = ThreadPoolExecutor(_DECODERS, thread_name_prefix="strata-decode")
         ready: deque[Future[SiteRows]] = deque()
         try:
-            for pieces in self._pieces(start_step * self._batch_size, pool):
-                ready.append(decoder.submit(self._decode, pieces, self._space()))
+            for step, pieces in enumerate(self._pieces(start_step * self._batch_size, pool), start_step):
+                ready.append(decoder.submit(self._decode, pieces, self._space(), step=step))
                 if len(ready) > _BATCHES_AHEAD:
                     yield ready.popleft().result()
             while ready:
@@ -250,13 +261,25 @@ class StoredRows:
 
     def _space(self) -> dict[str, Tensor]:
         """Memory for what is decoded, from the thread that trains: it is there that freed memory is used again."""
-        widths = {site: len(one.centre) for site, one in self._encodings.items() if isinstance(one, Int8)}
+        encodings = {site: self._encodings[site] for site in self._draws.single_sites}
+        widths = {site: len(one.centre) for site, one in encodings.items() if isinstance(one, Int8)}
         return {site: torch.empty(self._batch_size, width) for site, width in widths.items()}
 
-    def _decode(self, pieces: _Pieces, space: Mapping[str, Tensor]) -> SiteRows:
-        found = {}
-        for site, encoding in self._encodings.items():
-            parts = [window.parts(site, encoding, rows) for window, rows in pieces]
-            joined = parts[0] if len(parts) == 1 else {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
-            found[site] = encoding.decode(joined, out=space.get(site))
+    def _decode(self, pieces: _Pieces, space: Mapping[str, Tensor], *, step: int) -> SiteRows:
+        found = {
+            site: self._encodings[site].decode(self._parts(pieces, site), out=space.get(site))
+            for site in self._draws.single_sites
+        }
+        n_rows = sum(rows.stop - rows.start for _, rows in pieces)
+        for group in self._draws.groups:
+            layer = self._draws.layers(group, n_rows, part=[step])
+            drawn = {}
+            for site, where in places(layer, group).items():
+                parts = {key: part[where] for key, part in self._parts(pieces, site).items()}
+                drawn[site] = self._encodings[site].decode(parts)
+            found |= join(group, layer, drawn)
         return found
+
+    def _parts(self, pieces: _Pieces, site: str) -> Parts:
+        parts = [window.parts(site, self._encodings[site], rows) for window, rows in pieces]
+        return parts[0] if len(parts) == 1 else {key: torch.cat([p[key] for p in parts]) for key in parts[0]}

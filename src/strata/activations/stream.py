@@ -1,6 +1,6 @@
 """Activations made while training: nothing is kept but a shuffle buffer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from strata.activations.buffer import ShuffleBuffer
+from strata.activations.draws import Draws
 from strata.activations.harvest import forward_dtype, harvest
 from strata.activations.source import SiteRows
 from strata.errors import UserError
+from strata.layer_groups import Group
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch, TokenStream
 
@@ -81,13 +83,22 @@ class Stream:
             )
         return self._buffer_tokens
 
-    def shuffled(self, *, batch_size: int, n_epochs: int, seed: int, keep_rest: bool = False) -> "_StreamedRows":
+    def shuffled(
+        self,
+        *,
+        batch_size: int,
+        n_epochs: int,
+        seed: int,
+        reads: Sequence[str | Group] | None = None,
+        keep_rest: bool = False,
+    ) -> "_StreamedRows":
         """The rows in the order of a shuffle buffer.
 
         Args:
             batch_size: rows per batch.
             n_epochs: passes over the text.
             seed: of the order.
+            reads: what a batch holds, of sites and groups of them; None is every site.
             keep_rest: give the rows that do not fill a batch as a last, shorter one.
 
         Raises:
@@ -100,7 +111,8 @@ class Stream:
                 " leave n_tokens out: the text is then kept as token ids."
             )
         n_rows = self.n_rows() * n_epochs
-        return _StreamedRows(self, batch_size=batch_size, n_rows=n_rows, seed=seed, keep_rest=keep_rest)
+        draws = Draws(self.sites if reads is None else reads, seed=seed)
+        return _StreamedRows(self, draws, batch_size=batch_size, n_rows=n_rows, seed=seed, keep_rest=keep_rest)
 
     def token_batches(self, n_rows: int) -> Iterator[TokenBatch]:
         """Batches of the text that hold exactly n_rows rows together, each epoch from the text's start; fewer, where
@@ -125,9 +137,10 @@ class Stream:
             if n_rows == before:
                 raise UserError("The text must hold at least one token that is neither pad nor special. It holds none.")
 
-    def harvest(self, batch: TokenBatch) -> SiteRows:
-        """Rows of all sites for a batch."""
-        return harvest(self.lm, batch, self.sites, autocast_dtype=self._autocast_dtype)
+    def harvest(self, batch: TokenBatch, draws: Draws, *, number: int) -> SiteRows:
+        """Rows of what is read for a batch, the `number`-th of the training."""
+        dtype = self._autocast_dtype
+        return harvest(self.lm, batch, self.sites, autocast_dtype=dtype, draws=draws, number=number)
 
     def describe(self) -> dict[str, Any]:
         """Model and text with their fingerprints."""
@@ -137,7 +150,10 @@ class Stream:
 class _StreamedRows:
     """Forward batches in, shuffled training batches out."""
 
-    def __init__(self, stream: Stream, *, batch_size: int, n_rows: int, seed: int, keep_rest: bool) -> None:
+    def __init__(
+        self, stream: Stream, draws: Draws, *, batch_size: int, n_rows: int, seed: int, keep_rest: bool
+    ) -> None:
+        self._draws = draws
         self._stream, self._batch_size, self._keep_rest = stream, batch_size, keep_rest
         self._buffer = ShuffleBuffer(min(stream.buffer_rows(batch_size), n_rows), seed=seed)
         self._n_rows, self._n_steps_before = n_rows, 0
@@ -202,7 +218,7 @@ class _StreamedRows:
             slots = np.flatnonzero(self._buffer.source_batch == number)
             if len(slots):
                 rows = torch.from_numpy(self._buffer.source_row[slots])
-                harvested = self._stream.harvest(batch)
+                harvested = self._stream.harvest(batch, self._draws, number=number)
                 self._write(slots, {site: tensor[rows.to(tensor.device)] for site, tensor in harvested.items()})
 
     def _fill(self, passed: dict[int, TokenBatch] | None = None) -> None:
@@ -217,7 +233,7 @@ class _StreamedRows:
             batch, self._waiting = self._waiting, None
             slots = self._buffer.put(self._n_batches, int(batch.is_row.sum()))
             if passed is None:
-                self._write(slots, self._stream.harvest(batch))
+                self._write(slots, self._stream.harvest(batch, self._draws, number=self._n_batches))
             else:
                 passed[self._n_batches] = batch
             self._n_batches += 1
@@ -225,7 +241,7 @@ class _StreamedRows:
     def _write(self, slots: np.ndarray, rows: SiteRows) -> None:
         for site, tensor in rows.items():
             if site not in self._storage:
-                shape = (self._buffer.capacity, tensor.shape[1])
+                shape = (self._buffer.capacity, *tensor.shape[1:])
                 self._storage[site] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
             self._storage[site].index_copy_(0, torch.from_numpy(slots).to(tensor.device), tensor)
 

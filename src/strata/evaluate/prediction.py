@@ -1,4 +1,4 @@
-"""How well an SAE or a transcoder predicts rows: what needs no language model, for logs and for evaluations."""
+"""How well a transcoder predicts its target: what needs no language model."""
 
 from typing import Any
 
@@ -6,27 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from strata.evaluate.held_out import reconstruction_quality
 from strata.sae import metrics
 from strata.sae.model import SAE, Transcoder
 from strata.sae.normalization import Normalization
 
 _CHUNK_ROWS = 8192
-_LOGGED = ("fvu", "l0", "silent_share")
-
-
-def logged_quality(
-    sae: SAE, x: Float[Tensor, "rows d_in"], target: Float[Tensor, "rows d_out"] | None = None
-) -> dict[str, float | None]:
-    """The few numbers of held-out rows that a training logs: ``fvu``, ``l0``, ``silent_share``.
-
-    Args:
-        sae: as it is now.
-        x: held-out rows in the model's scale.
-        target: the same rows of the target site, for a transcoder; None is x.
-    """
-    found = reconstruction_quality(sae, x) if target is None else prediction_quality(sae, x, target)
-    return {key: found[key] for key in _LOGGED}
 
 
 @torch.inference_mode()

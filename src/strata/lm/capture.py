@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from strata.errors import UserError
@@ -16,8 +16,13 @@ class _AllSeen(Exception):
 
 
 def capture(
-    forward: Callable[[], Any], modules: Mapping[str, nn.Module], *, batch: int, seq: int
-) -> dict[str, Float[Tensor, "batch seq _"]]:
+    forward: Callable[[], Any],
+    modules: Mapping[str, nn.Module],
+    *,
+    batch: int,
+    seq: int,
+    positions: Mapping[str, Int[Tensor, " rows"]] | None = None,
+) -> dict[str, Float[Tensor, "batch seq _"] | Float[Tensor, "rows _"]]:
     """Read what modules return in one forward pass that ends as soon as all have been read.
 
     Runs under `torch.no_grad`, not `torch.inference_mode`: tensors made there may not enter an autograd graph later,
@@ -26,13 +31,15 @@ def capture(
 
     Args:
         forward: starts the model's forward pass.
-        modules: site name → module. A module that runs several times is read the first time.
+        modules: site name (or another key) → module. A module that runs several times is read the first time.
         batch: sequences in this forward pass.
         seq: positions in this forward pass.
+        positions: by key, the places in the flattened [batch seq] that are read, and nothing else is copied; a key that
+            is not named is read everywhere.
 
     Returns:
-        Site name → activations, in the order of `modules`, in the dtype and on the device in which the module returned
-        them.
+        Site name → activations [batch seq d_in], or [rows d_in] at `positions`, in the order of `modules`, in the dtype
+        and on the device in which the module returned them.
 
     Raises:
         UserError: a module has no vector for each position, or took no part in the forward pass.
@@ -42,7 +49,9 @@ def capture(
     def reader(site: str) -> Callable[..., None]:
         def read(module: nn.Module, args: Any, output: Any) -> None:
             if site not in seen:
-                seen[site] = as_grid(first_tensor(output), batch=batch, seq=seq, site=site).clone()
+                grid = as_grid(first_tensor(output), batch=batch, seq=seq, site=site)
+                where = None if positions is None else positions.get(site)
+                seen[site] = grid.clone() if where is None else grid.flatten(0, 1)[where.to(grid.device)]
                 if len(seen) == len(modules):
                     raise _AllSeen
 

@@ -225,6 +225,37 @@ class LanguageModel:
             read = capture(lambda: self.model(**inputs), modules, batch=batch, seq=seq)
         return {name: tensor.to(self.dtype) for name, tensor in read.items()}
 
+    def rows(
+        self,
+        input_ids: Ids,
+        wanted: Mapping[str, tuple[str, Int[Tensor, " rows"] | None]],
+        *,
+        attention_mask: AttentionMask | None = None,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> dict[str, Float[Tensor, "rows _"]]:
+        """Rows at some positions of sites, in one pass as that of `activations`; nothing else is copied.
+
+        Args:
+            input_ids: token ids ``[batch seq]``.
+            wanted: key → a site, and the places in the flattened ``[batch seq]`` that are read there; None is all.
+            attention_mask: as in `activations`.
+            autocast_dtype: as in `activations`.
+
+        Returns:
+            Key → ``[rows d_in]``.
+
+        Raises:
+            UserError: as `activations`.
+        """
+        modules = {key: self._site_map.module(self.site(site)) for key, (site, _) in wanted.items()}
+        positions = {key: where for key, (_, where) in wanted.items() if where is not None}
+        inputs = self._inputs(input_ids, attention_mask)
+        batch, seq = inputs["input_ids"].shape
+        with self._autocast(autocast_dtype):
+            read = capture(lambda: self.model(**inputs), modules, batch=batch, seq=seq, positions=positions)
+        flat = {key: tensor if key in positions else tensor.flatten(0, 1) for key, tensor in read.items()}
+        return {key: tensor.to(self.dtype) for key, tensor in flat.items()}
+
     def logits(
         self, input_ids: Ids, *, attention_mask: AttentionMask | None = None
     ) -> Float[Tensor, "batch seq vocab"]:

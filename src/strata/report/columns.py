@@ -82,6 +82,13 @@ HEADLINE = (
 )
 
 FURTHER = (
+    Column(
+        key="n_trained_rows",
+        label="Rows trained",
+        form="count",
+        definition="Rows of this site that the SAE was trained on, attention sinks left out; a group's SAE sees one "
+        "layer of each token.",
+    ),
     Column(key="mse", label="MSE", form="quantity", definition="Squared error summed over d_in, mean over rows."),
     Column(
         key="cosine",

@@ -65,7 +65,7 @@ def _content(files: RunFiles) -> dict[str, Any]:
         "table": main,
         "further": table(files, FURTHER),
         "layers": _layers(files, sites),
-        "curves": _curves(files, sites),
+        "curves": _curves(files, files.trained or sites),
         "many_sites": len(sites) > MANY_SITES,
         "unfold_all": len(sites) <= MOST_SITES_UNFOLDED,
         "cards": {site: found for site, found in cards.items() if found},

@@ -10,16 +10,17 @@ from strata.atomic import write_json
 from strata.config import TrainConfig
 from strata.errors import UserError
 from strata.evaluate.examples import feature_examples
-from strata.evaluate.held_out import evaluate_saes
 from strata.evaluate.held_out_text import held_out_batches
 from strata.evaluate.language_loss import UNDEFINED
 from strata.evaluate.prediction import prediction_quality
+from strata.evaluate.suites import evaluate_suites
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch
 from strata.log import say
 from strata.report.page import write_report
 from strata.run import train_run
 from strata.run_rows import RunRows
+from strata.sae.group import per_layer
 from strata.sae.model import SAE
 from strata.train import Trained
 
@@ -41,7 +42,7 @@ def train_and_report(config: TrainConfig, *, progress: bool = True) -> Path:
         lm, batches = found
         write_json(folder / "evaluation.json", evaluation_of(lm, trained, batches, lm_dtype=config.lm_dtype))
         features: dict[str, Any] = {}
-        for saes in by_site(trained.saes):
+        for saes in by_site(per_layer(trained.saes)):
             examples = feature_examples(
                 lm, _named_by_site(saes), batches, seed=config.sae.seed, lm_dtype=config.lm_dtype
             )
@@ -55,29 +56,34 @@ def train_and_report(config: TrainConfig, *, progress: bool = True) -> Path:
 def evaluation_of(
     lm: LanguageModel, trained: Trained, batches: list[TokenBatch], *, lm_dtype: str = "auto"
 ) -> dict[str, Any]:
-    """What `evaluate_saes` says of all that a run trained, by key: of sweeps one SAE per site at a time.
+    """What `evaluate_suites` says of all that a run trained, by key; of groups by group and layer.
 
-    Transcoders are measured by how well they predict their target; the language model's losses are undefined (None) for
-    them.
+    SAEs at the same site, as of a sweep, are of different suites, `all_sites` is then that of the first. Transcoders
+    are measured by how well they predict their target; the language model's losses are undefined (None) for them.
     """
-    whole: dict[str, Any] = {}
-    sites: dict[str, dict[str, Any]] = {}
-    for saes in by_site({key: sae for key, sae in trained.saes.items() if _target(sae) is None}):
-        dead = {_site(sae): trained.dead[key] for key, sae in saes.items()}
-        whole = evaluate_saes(lm, _named_by_site(saes), batches, dead=dead, lm_dtype=lm_dtype)
-        sites |= {key: whole["sites"][_site(sae)] for key, sae in saes.items()}
-    for key, sae in trained.saes.items():
+    saes = per_layer(trained.saes)
+    suites = {str(number): suite for number, suite in enumerate(by_site(_without_targets(saes)))}
+    found = evaluate_suites(lm, {name: _named_by_site(suite) for name, suite in suites.items()}, batches,
+                            lm_dtype=lm_dtype) if suites else {}  # fmt: skip
+    sites = {key: found[name]["sites"][_site(sae)] for name, suite in suites.items() for key, sae in suite.items()}
+    for key, sae in saes.items():
         target = _target(sae)
         if target is not None:
             rows = collect(lm, batches, sites=list(dict.fromkeys((_site(sae), target))), lm_dtype=lm_dtype)
             quality = prediction_quality(sae, rows[_site(sae)], rows[target], site=target)
-            sites[key] = {**quality, **trained.dead[key], **UNDEFINED}
+            sites[key] = {**quality, **UNDEFINED}
+    of_training = {
+        layer: {**trained.dead[key], "n_trained_rows": trained.layer_rows[key].get(_site(sae))}
+        for key, one in trained.saes.items()
+        for layer, sae in per_layer({key: one}).items()
+    }
     counts = {
         "n_rows": sum(int(batch.is_row.sum()) for batch in batches),
         "n_tokens": sum(int(batch.attention_mask.sum()) for batch in batches),
         "context_tokens": max(batch.input_ids.shape[1] for batch in batches),
     }
-    return {**counts, **whole, "sites": {key: sites[key] for key in trained.saes}}
+    together = next((one["all_sites"] for one in found.values()), dict(UNDEFINED))
+    return {**counts, "sites": {key: sites[key] | of_training[key] for key in saes}, "all_sites": together}
 
 
 def by_site(saes: Mapping[str, SAE]) -> list[dict[str, SAE]]:
@@ -115,6 +121,10 @@ def _model_and_text(rows: RunRows, *, progress: bool) -> tuple[LanguageModel, li
         say("the text has no held-out document: no evaluation", shown=progress)
         return None
     return lm, batches
+
+
+def _without_targets(saes: Mapping[str, SAE]) -> dict[str, SAE]:
+    return {key: sae for key, sae in saes.items() if _target(sae) is None}
 
 
 def _named_by_site(saes: Mapping[str, SAE]) -> dict[str, SAE]:

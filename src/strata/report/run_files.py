@@ -30,10 +30,15 @@ class RunFiles:
 
     @cached_property
     def sites(self) -> list[str]:
-        """Every site that any file speaks of, by depth."""
-        named = {site for line in self.metrics for site in _section(line, "sites")}
-        named |= {*_section(self.evaluation, "sites"), *self.features, *self.widths}
-        return sorted(named, key=_by_depth)
+        """Every site that any file speaks of, by depth: of a group `layers.0-2/layers.1` and so on, not the group."""
+        named = {*self.trained, *_section(self.evaluation, "sites"), *self.features, *self.widths}
+        layers = {name.rsplit("/", 1)[0] for name in named if "/layers." in name}
+        return sorted(named - layers, key=_by_depth)
+
+    @cached_property
+    def trained(self) -> list[str]:
+        """Every site or group whose training was logged, by depth."""
+        return sorted({site for line in self.metrics for site in _section(line, "sites")}, key=_by_depth)
 
     @property
     def last(self) -> dict[str, Any]:
@@ -60,7 +65,8 @@ class RunFiles:
     def measured(self, site: str) -> dict[str, Any]:
         """What was measured of a site on held-out text, or else what its last training step logged."""
         held_out = _section(_section(self.evaluation, "sites"), site)
-        return held_out or _section(_section(self.last, "sites"), site)
+        logged = _section(self.last, "sites")
+        return held_out or _section(logged, site) or _section(logged, site.rsplit("/layers.", 1)[0])
 
     def logged(self, site: str, key: str) -> list[float | None]:
         """One measurement of a site over all logged steps."""
@@ -152,7 +158,8 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _read_widths(folder: Path) -> dict[str, tuple[int, int]]:
     widths = {}
-    for path in [*folder.glob("*/cfg.json"), *folder.glob("*/*/cfg.json")]:  # the latter of a sweep
+    depths = ("*", "*/*", "*/*/*")  # the deeper ones of sweeps and groups
+    for path in [found for depth in depths for found in folder.glob(f"{depth}/cfg.json")]:
         try:
             config = _read_object(path)
         except UserError:  # a checkpoint half written costs the report one number, not the page

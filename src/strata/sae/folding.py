@@ -5,11 +5,13 @@ out of them again (design, section 5).
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import UInt8
 from torch import Tensor
 
 from strata.sae.gates import Gate
+from strata.sae.group import GroupSAE
 from strata.sae.model import SAE, Transcoder
-from strata.sae.normalization import Normalization
+from strata.sae.normalization import GroupNormalization, Normalization
 from strata.sae.rules.base import Params
 
 
@@ -30,6 +32,53 @@ class Spaces:
         """Of what comes out."""
         return self.source if self.target is None else self.target
 
+    def of(self, layer: UInt8[Tensor, " rows"] | None) -> "Spaces":
+        """Those of a batch of rows: the same for all."""
+        return self
+
+    def of_site(self, number: int) -> "Spaces":
+        """Those of its one site."""
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"source": vars(self.source), "target": None if self.target is None else vars(self.target)}
+
+    def loaded(self, state: dict[str, Any]) -> "Spaces":
+        """Those of a checkpoint."""
+        target = state["target"]
+        return Spaces(Normalization(**state["source"]), None if target is None else Normalization(**target))
+
+
+@dataclass(frozen=True)
+class GroupSpaces:
+    """The normalisations of a group's learner.
+
+    Attributes:
+        sites: of the group.
+        normalization: of each.
+    """
+
+    sites: tuple[str, ...]
+    normalization: GroupNormalization
+
+    def of(self, layer: UInt8[Tensor, " rows"] | None) -> Spaces:
+        """Those of each row of a batch, by the number of the site that it is from."""
+        assert layer is not None, "a group's rows need the numbers of their layers"
+        return Spaces(self.normalization.of(layer))
+
+    def of_site(self, number: int) -> Spaces:
+        """Those of one site."""
+        return Spaces(self.normalization.of_site(number))
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return vars(self.normalization)
+
+    def loaded(self, state: dict[str, Any]) -> "GroupSpaces":
+        """Those of a checkpoint."""
+        return GroupSpaces(self.sites, GroupNormalization(**state))
+
 
 def fold(params: Params, spaces: Spaces, *, gate: Gate, b_enc: Tensor, metadata: dict[str, Any]) -> SAE | Transcoder:
     """The SAE in the model's own scale. Copies.
@@ -46,6 +95,8 @@ def fold(params: Params, spaces: Spaces, *, gate: Gate, b_enc: Tensor, metadata:
         metadata: of the SAE.
     """
     source, out = spaces.source, spaces.output
+    assert isinstance(source.scale, float), "statistics of a site, not of rows"
+    assert isinstance(out.scale, float), "statistics of a site, not of rows"
     weights: dict[str, Any] = {
         "W_dec": params["W_dec"].clone(),
         "b_dec": params["b_dec"] * out.scale + out.mean,
@@ -63,9 +114,33 @@ def fold(params: Params, spaces: Spaces, *, gate: Gate, b_enc: Tensor, metadata:
     return Transcoder(**weights)
 
 
+def fold_group(
+    params: Params, spaces: GroupSpaces, *, gate: Gate, b_enc: Tensor, metadata: dict[str, dict[str, Any]]
+) -> GroupSAE:
+    """The group's SAE, each layer's normalisation folded into that layer's biases and thresholds. Copies.
+
+    Differs: the paper's code folds the first layer's factor into all of them where it caches and evaluates
+    (`load_saes_by_training_clusters`).
+
+    Args:
+        params: the weights in normalised space.
+        spaces: the normalisations.
+        gate: in normalised units.
+        b_enc: what is added to the scores, in normalised units.
+        metadata: of the layers, by site.
+    """
+    saes = {
+        site: fold(params, spaces.of_site(number), gate=gate, b_enc=b_enc, metadata=metadata.get(site, {"site": site}))
+        for number, site in enumerate(spaces.sites)
+    }
+    return GroupSAE(saes)
+
+
 def unfold(sae: SAE, spaces: Spaces) -> tuple[Params, Gate, Tensor]:
     """The inverse of `fold`: weights, gate and encoder bias of a finished SAE in normalised space. Copies."""
     source, out = spaces.source, spaces.output
+    assert isinstance(source.scale, float), "statistics of a site, not of rows"
+    assert isinstance(out.scale, float), "statistics of a site, not of rows"
     device = out.mean.device
     sae_weights = {name: tensor.detach().float().to(device) for name, tensor in sae.named_parameters(recurse=False)}
     W_enc, b_enc, b_dec = sae_weights["W_enc"], sae_weights["b_enc"], sae_weights["b_dec"]

@@ -3,16 +3,18 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from strata.config import SAEConfig
 from strata.errors import UserError
+from strata.layer_groups import Group
 from strata.sae import resampling, revival
-from strata.sae.folding import Spaces, fold
+from strata.sae.folding import GroupSpaces, Spaces, fold, fold_group
+from strata.sae.group import GroupSAE
 from strata.sae.initial import random_weights, weights_of
 from strata.sae.model import SAE, Transcoder
-from strata.sae.normalization import Normalization
+from strata.sae.normalization import GroupNormalization, Normalization
 from strata.sae.optim import Schedule, UnitRowAdam
 from strata.sae.rules.base import Batch, Outcome
 from strata.sae.rules.registry import make_rule
@@ -23,9 +25,12 @@ _REVIVAL_REFRESH_STEPS = 10  # steps between two looks for dead latents
 _RESAMPLING_ROWS = 8192  # the last rows, from which resampling draws
 _SILENT_ROWS = 1_000_000
 
+Layers = UInt8[Tensor, " rows"]
+"""For each row of a group the number, within the group, of the site that it is from."""
+
 
 class Learner:
-    """One SAE or transcoder in training, in the normalised space of its site or sites.
+    """One SAE, transcoder or group's SAE in training, in the normalised space of its site or sites.
 
     The rows of an SAE's step are shifted by b_dec once, which folds it out of encoder and decoder: with u = z − b_dec
     the code is gate(u W_enc + b_enc) and the residual u − code W_dec.
@@ -34,12 +39,14 @@ class Learner:
         config: the SAE and its training.
         n_steps: steps of the whole run, for the schedule.
         sample: shuffled rows [n d_in] from which normalisation and initial scale are taken.
-        site: name of the rows' site, for errors and the SAE's metadata.
+        site: name of the rows' site or group, for errors.
         score_dtype: precision in which winners are selected; bf16 pays where the hardware multiplies it fast.
         init: an SAE to start from (warm start) instead of random weights.
         target_sample: the same rows at the target site [n d_out]: a transcoder is trained.
         target_site: its name.
         skip: with a skip connection (transcoders).
+        group: the rows are of several sites, each normalised by itself.
+        layers: of the sample's rows (groups).
     """
 
     def __init__(
@@ -50,28 +57,35 @@ class Learner:
         sample: Float[Tensor, "n d_in"],
         site: str = "the activations",
         score_dtype: torch.dtype = torch.float32,
-        init: SAE | None = None,
+        init: SAE | GroupSAE | None = None,
         target_sample: Float[Tensor, "n d_out"] | None = None,
         target_site: str | None = None,
         skip: bool = False,
+        group: Group | None = None,
+        layers: Layers | None = None,
     ) -> None:
         self.config, self.site, self.score_dtype, self.n_steps = config, site, score_dtype, n_steps
-        self.target_site = target_site
+        self.target_site, self.group = target_site, group
         self.d_sae = config.d_sae(sample.shape[1])
         self.rule = make_rule(config, d_sae=self.d_sae)
-        names = {"site": site, "target_site": target_site}
-        self.spaces = _spaces(sample, target_sample, **names, centring=config.centring)
+        self.spaces: Spaces | GroupSpaces
+        if group is None:
+            names = {"site": site, "target_site": target_site}
+            self.spaces = _spaces(sample, target_sample, **names, centring=config.centring)
+        else:
+            self.spaces = _group_spaces(group, sample, layers, centring=config.centring)
         if target_sample is not None and config.architecture == "gated":
             raise UserError('`SAEConfig.architecture` "gated" cannot be a transcoder: no format holds one.')
         if skip and target_sample is None:
             raise UserError("`skip` is for transcoders. Got it without target_site.")
         if init is None:
-            inputs = self.spaces.source.apply(sample[:8192])
-            target = inputs if target_sample is None else self.spaces.output.apply(target_sample[:8192])
+            first = self.spaces.of(None if layers is None else layers[:8192])
+            inputs = first.source.apply(sample[:8192])
+            target = inputs if target_sample is None else first.output.apply(target_sample[:8192])
             tied = target_sample is None
             self.params = random_weights(self.rule, inputs, target, seed=config.seed, tied=tied, skip=skip)
         else:
-            self.params = weights_of(init, self.rule, self.spaces, skip=skip)
+            self.params = weights_of(_one_layer(init, group), self.rule, self.spaces.of_site(0), skip=skip)
         self.optimizer = UnitRowAdam(self.params)
         self.schedule = Schedule(config, d_sae=self.d_sae, n_steps=n_steps)
         self.window_steps = config.window_steps(n_steps)
@@ -82,7 +96,8 @@ class Learner:
         self._sums = torch.zeros(5, device=device)  # loss, fvu, active entries, kept rows, steps since the last reading
         self._method = config.revival_method()
         self._n_recent = max(self.rule.n_recent_rows, _RESAMPLING_ROWS if self._method == "resample" else 0)
-        self._recent: list[tuple[Tensor, Tensor]] = []  # the last rows and their targets, in the model's scale
+        self._recent: list[tuple[Tensor, ...]] = []  # the last rows, their targets, their layers; the model's scale
+        self._layer_rows = torch.zeros(1 if group is None else len(group.sites), dtype=torch.int64, device=device)
 
     @property
     def device(self) -> torch.device:
@@ -91,11 +106,23 @@ class Learner:
 
     @property
     def normalization(self) -> Normalization:
-        """Of the rows that are encoded."""
+        """Of the rows that are encoded, where they are of one site."""
+        assert isinstance(self.spaces, Spaces), "a group has one for each site"
         return self.spaces.source
 
+    @property
+    def layer_rows(self) -> dict[str, int]:
+        """Rows trained on so far by site, attention sinks left out. Waits for the device."""
+        sites = [self.site] if self.group is None else self.group.sites
+        return dict(zip(sites, self._layer_rows.tolist(), strict=True))
+
     @torch.no_grad()
-    def step(self, x: Float[Tensor, "rows d_in"], target: Float[Tensor, "rows d_out"] | None = None) -> None:
+    def step(
+        self,
+        x: Float[Tensor, "rows d_in"],
+        target: Float[Tensor, "rows d_out"] | None = None,
+        layer: Layers | None = None,
+    ) -> None:
         """Train on one batch of raw activations.
 
         TopK reads nothing back from the device but, every few steps, the list of dead latents; the other rules wait for
@@ -104,14 +131,15 @@ class Learner:
         Args:
             x: rows of the site.
             target: the same rows of the target site (transcoders).
+            layer: which of its sites each row is from (groups).
         """
         if self._method == "resample":
             self._resample()
-        batch = self._batch(x, target)
+        batch = self._batch(x, target, layer)
         outcome = self.rule.step(batch, self.params, score_dtype=self.score_dtype)
         gradients = outcome.gradients
         gradients["b_dec"] = outcome.d_output.sum(0)
-        if self.spaces.target is None:  # b_dec is on the input too
+        if not self._is_transcoder:  # b_dec is on the input too
             gradients["b_dec"] -= outcome.d_scores @ self.params["W_enc"]
         if "W_skip" in self.params:
             gradients["W_skip"] = outcome.d_output.t() @ batch.inputs
@@ -119,21 +147,22 @@ class Learner:
         self._record(outcome, batch, extra)
         self.optimizer.step(gradients, lr=self.schedule.at(self.n_steps_done))
         self.rule.after_step(outcome, batch)
-        self._remember(x, target)
+        self._remember(x, target, layer)
+        self._count(batch, layer)
         self.n_steps_done += 1
 
-    def _batch(self, x: Tensor, target: Tensor | None) -> Batch:
+    def _batch(self, x: Tensor, target: Tensor | None, layer: Tensor | None) -> Batch:
         """The rows in normalised space, shifted by what the decoder adds."""
-        p = self.params
-        keep = ~self.spaces.source.is_sink(x)
-        inputs = self.spaces.source.apply(x)
-        if self.spaces.target is None:
+        p, spaces = self.params, self.spaces.of(layer)
+        keep = ~spaces.source.is_sink(x)
+        inputs = spaces.source.apply(x)
+        if spaces.target is None:
             inputs -= p["b_dec"]
             wanted = inputs
         else:
             assert target is not None, "a transcoder's step needs the target's rows"
-            keep &= ~self.spaces.target.is_sink(target)
-            wanted = self.spaces.target.apply(target).sub_(p["b_dec"])
+            keep &= ~spaces.target.is_sink(target)
+            wanted = spaces.target.apply(target).sub_(p["b_dec"])
             if "W_skip" in p:
                 wanted -= inputs @ p["W_skip"].t()
         return Batch(inputs, wanted, keep.float(), keep.sum().float().clamp_min(1))
@@ -182,20 +211,27 @@ class Learner:
         resampling.forget(self.optimizer, self.params, dead)
         self.last_fired_step[dead] = self.n_steps_done
 
-    def _remember(self, x: Tensor, target: Tensor | None) -> None:
+    def _count(self, batch: Batch, layer: Tensor | None) -> None:
+        """Note how many rows of each site were trained on."""
+        if layer is None:
+            self._layer_rows += batch.n_kept.long()
+        else:
+            self._layer_rows.index_add_(0, layer.long(), batch.keep.long())
+
+    def _remember(self, x: Tensor, target: Tensor | None, layer: Tensor | None) -> None:
         """Keep the last rows for those that want them."""
         if self._n_recent == 0:
             return
-        self._recent.append((x, x if target is None else target))
-        while sum(len(rows) for rows, _ in self._recent[1:]) >= self._n_recent:
+        self._recent.append((x, x if target is None else target, x.new_zeros(len(x)) if layer is None else layer))
+        while sum(len(rows[0]) for rows in self._recent[1:]) >= self._n_recent:
             self._recent.pop(0)
 
     def _recent_batch(self) -> Batch | None:
         """The last rows as they look under the weights now."""
         if not self._recent:
             return None
-        x, target = (torch.cat(part)[-self._n_recent :] for part in zip(*self._recent, strict=True))
-        return self._batch(x, None if self.spaces.target is None else target)
+        x, target, layer = (torch.cat(part)[-self._n_recent :] for part in zip(*self._recent, strict=True))
+        return self._batch(x, target if self._is_transcoder else None, None if self.group is None else layer)
 
     def _record(self, outcome: Outcome, batch: Batch, extra: Tensor) -> None:
         """Note which latents fired in this step and add to the running sums."""
@@ -235,19 +271,30 @@ class Learner:
         }
 
     @torch.no_grad()
-    def finish(self, metadata: dict[str, Any] | None = None) -> SAE | Transcoder:
-        """The SAE in the model's own scale, normalisation folded in. Copies; training can go on."""
+    def finish(self, metadata: dict[str, Any] | None = None) -> SAE | Transcoder | GroupSAE:
+        """The SAE in the model's own scale, normalisation folded in. Copies; training can go on.
+
+        Args:
+            metadata: what it says of its origin; of a group what each layer's SAE says, by site.
+        """
         gate, b_enc = self.rule.finished(self.params, self._recent_batch() if self.rule.n_recent_rows else None)
-        described = {**(metadata or {}), **self.rule.description()}
-        return fold(self.params, self.spaces, gate=gate, b_enc=b_enc, metadata=described)
+        own, given = self.rule.description(), metadata or {}
+        if isinstance(self.spaces, GroupSpaces):
+            described = {site: {"site": site, **given.get(site, {}), **own} for site in self.spaces.sites}
+            return fold_group(self.params, self.spaces, gate=gate, b_enc=b_enc, metadata=described)
+        return fold(self.params, self.spaces, gate=gate, b_enc=b_enc, metadata={**given, **own})
+
+    @property
+    def _is_transcoder(self) -> bool:
+        return self.target_site is not None
 
     def state(self) -> dict[str, Any]:
         """All that training needs to go on bitwise, for a checkpoint."""
         return {
             "params": self.params,
             "adam": self.optimizer.adam.state_dict(),
-            "source": vars(self.spaces.source),
-            "target": None if self.spaces.target is None else vars(self.spaces.target),
+            "spaces": self.spaces.state(),
+            "layer_rows": self._layer_rows,
             "rule": self.rule.state(),
             "recent": [torch.cat(part)[-self._n_recent :] for part in zip(*self._recent, strict=True)],
             "last_fired_step": self.last_fired_step,
@@ -261,8 +308,8 @@ class Learner:
         for name, tensor in self.params.items():
             tensor.copy_(state["params"][name])
         self.optimizer.adam.load_state_dict(state["adam"])
-        target = state["target"]
-        self.spaces = Spaces(Normalization(**state["source"]), None if target is None else Normalization(**target))
+        self.spaces = self.spaces.loaded(state["spaces"])
+        self._layer_rows.copy_(state["layer_rows"])
         self.rule.load_state(state["rule"])
         self._recent = [tuple(part.to(self.device) for part in state["recent"])] if state["recent"] else []
         self.last_fired_step.copy_(state["last_fired_step"])
@@ -279,3 +326,15 @@ def _spaces(
         return Spaces(source)
     target_name = target_site or "the target"
     return Spaces(source, Normalization.estimate(target_sample, site=target_name, centring=centring))
+
+
+def _group_spaces(group: Group, sample: Tensor, layers: Tensor | None, *, centring: bool) -> GroupSpaces:
+    assert layers is not None, "a group's sample needs the numbers of its layers"
+    return GroupSpaces(group.sites, GroupNormalization.estimate(sample, layers, sites=group.sites, centring=centring))
+
+
+def _one_layer(init: SAE | GroupSAE, group: Group | None) -> SAE:
+    """What training starts from, as the SAE of one layer: that of the group's first."""
+    if isinstance(init, SAE):
+        return init
+    return init.at(init.sites[0] if group is None else group.sites[0])

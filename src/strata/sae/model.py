@@ -1,5 +1,7 @@
 """The sparse autoencoder as it is used: weights in the language model's own scale, encode and decode."""
 
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 
 from strata.errors import UserError
 from strata.kernels.entries import SparseEntries
-from strata.sae.gates import Gate, TopK
+from strata.sae.described import SAEDescription
+from strata.sae.gates import Gate, Gated, TopK
 from strata.shapes import SparseCode
 
 
@@ -72,6 +75,31 @@ class SAE(nn.Module):
         """Type of the weights and of what encode and decode return."""
         return self.W_enc.dtype
 
+    @cached_property
+    def cfg(self) -> SAEDescription:
+        """What SAEBench reads: names and sizes, from the weights and the metadata. Made when first asked for; then it
+        is the caller's to extend, and only its dtype and device follow the SAE.
+        """
+        return SAEDescription.of(
+            self.metadata,
+            d_in=self.d_in,
+            d_sae=self.d_sae,
+            architecture=self.gate.architecture,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @property
+    def b_mag(self) -> Float[Tensor, " d_sae"]:
+        """The bias of a Gated SAE's values, by the name under which SAEBench looks for it.
+
+        Raises:
+            AttributeError: another gate has none.
+        """
+        if isinstance(self.gate, Gated):
+            return self.gate.b_mag
+        raise AttributeError("b_mag")
+
     def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_sae"]:
         """Latents of x, dense, of any leading shape; differentiable with respect to x."""
         self._check_width(x, self.d_in, "Activations")
@@ -122,6 +150,13 @@ class SAE(nn.Module):
         from strata.formats import native
 
         return native.load(Path(folder))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SAE":
+        """What `to`, `half`, `cuda` and the like do to every tensor."""
+        super()._apply(fn, recurse)
+        if isinstance(described := self.__dict__.get("cfg"), SAEDescription):
+            described.follow(dtype=self.dtype, device=self.device)
+        return self
 
     def _shifted(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_in"]:
         """What the encoder multiplies."""

@@ -1,9 +1,10 @@
 """Centring and one scalar: the space z = (x − μ)/σ in which SAEs are trained."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from strata.errors import UserError
@@ -15,7 +16,8 @@ _SINK_FACTOR = 10.0
 
 @dataclass(frozen=True)
 class Normalization:
-    """A site's frozen statistics, in the units of the model's activations.
+    """A site's frozen statistics, in the units of the model's activations; or, for rows of several sites, those of
+    each row.
 
     Attributes:
         mean: μ, the mean of the rows that are no sinks.
@@ -24,10 +26,10 @@ class Normalization:
         sink_radius: a row farther than this from the median is a sink.
     """
 
-    mean: Float[Tensor, " d_in"]
-    scale: float
-    median: Float[Tensor, " d_in"]
-    sink_radius: float
+    mean: Float[Tensor, "*rows d_in"]
+    scale: float | Float[Tensor, "rows 1"]
+    median: Float[Tensor, "*rows d_in"]
+    sink_radius: float | Float[Tensor, " rows"]
 
     @classmethod
     def estimate(
@@ -70,3 +72,70 @@ class Normalization:
     def is_sink(self, x: Float[Tensor, "rows d_in"]) -> Bool[Tensor, " rows"]:
         """Which rows are attention sinks: masked in training, and reported apart in evaluation."""
         return (x.float() - self.median).norm(dim=1) > self.sink_radius
+
+
+@dataclass(frozen=True)
+class GroupNormalization:
+    """The statistics of each site of a group: layers differ in mean and length, so each row is normalised by its own.
+
+    Attributes:
+        mean: μ of each site.
+        scale: σ of each site.
+        median: of each site.
+        sink_radius: of each site.
+    """
+
+    mean: Float[Tensor, "sites d_in"]
+    scale: Float[Tensor, " sites"]
+    median: Float[Tensor, "sites d_in"]
+    sink_radius: Float[Tensor, " sites"]
+
+    @classmethod
+    def estimate(
+        cls,
+        x: Float[Tensor, "rows d_in"],
+        layer: UInt8[Tensor, " rows"],
+        *,
+        sites: Sequence[str],
+        centring: bool = True,
+    ) -> "GroupNormalization":
+        """Estimate from shuffled rows of all sites.
+
+        Args:
+            x: rows.
+            layer: for each the number, within the group, of the site that it is from.
+            sites: their names, for errors.
+            centring: False leaves the means in.
+
+        Raises:
+            UserError: as `Normalization.estimate`, for the rows of any site.
+        """
+        found = [
+            Normalization.estimate(x[layer == number], site=site, centring=centring)
+            for number, site in enumerate(sites)
+        ]
+        return cls(
+            mean=torch.stack([one.mean for one in found]),
+            scale=torch.tensor([one.scale for one in found], device=x.device),
+            median=torch.stack([one.median for one in found]),
+            sink_radius=torch.tensor([one.sink_radius for one in found], device=x.device),
+        )
+
+    def of(self, layer: UInt8[Tensor, " rows"]) -> Normalization:
+        """The statistics of each row."""
+        places = layer.int()
+        return Normalization(
+            mean=self.mean[places],
+            scale=self.scale[places].unsqueeze(1),
+            median=self.median[places],
+            sink_radius=self.sink_radius[places],
+        )
+
+    def of_site(self, number: int) -> Normalization:
+        """The statistics of one site."""
+        return Normalization(
+            mean=self.mean[number],
+            scale=self.scale[number].item(),
+            median=self.median[number],
+            sink_radius=self.sink_radius[number].item(),
+        )

@@ -1,0 +1,237 @@
+"""Finished runs as they are evaluated: what a run's folder says, and the suites of SAEs that lie in it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from strata.errors import UserError
+from strata.formats import native
+from strata.log import say
+from strata.sae.model import SAE, Transcoder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder.
+
+    Attributes:
+        folder: where it is.
+        record: its run.json.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The description that was trained."""
+        return self.record["config"]
+
+    @property
+    def data(self) -> str:
+        """The text's name."""
+        return self.config["data"]
+
+    @property
+    def text_batch_size(self) -> int:
+        """Packed sequences per forward of its language model."""
+        return self.config["sae"]["text_batch_size"]
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether its language model had learned nothing (`strata.lm.random_weights`)."""
+        return bool(self.config.get("random_weights", False))
+
+    @property
+    def model_key(self) -> tuple[str, str]:
+        """What two runs of the same language model have in common: its name and the hash of its weights."""
+        return self.config["model"], str(self.record.get("model", {}).get("weights_sha256"))
+
+    @property
+    def text_key(self) -> tuple[str, int]:
+        """What two runs of the same text have in common: fingerprint (else name) and context length."""
+        fingerprint = self.record.get("text", {}).get("texts", {}).get("fingerprint", "unknown")
+        return (self.data if fingerprint == "unknown" else fingerprint), self.config["context_tokens"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """SAEs of one run that stand in the model together, one for each site.
+
+    Attributes:
+        name: what tables and plots call it.
+        run: where it comes from.
+        settings: of its SAEs; a sweep's own values in place of the run's.
+        saes: site → SAE.
+        keys: site → what it was trained as; sites of a group have the same.
+        n_suites: how many suites the run trained side by side.
+    """
+
+    name: str
+    run: Run
+    settings: dict[str, Any]
+    saes: dict[str, SAE]
+    keys: dict[str, str]
+    n_suites: int = 1
+
+    @cached_property
+    def groups(self) -> list[list[str]]:
+        """The sites that share an SAE, by the order of the first."""
+        return [
+            [site for site, key in self.keys.items() if key == shared] for shared in dict.fromkeys(self.keys.values())
+        ]
+
+    @property
+    def is_layer_wise(self) -> bool:
+        """Whether every site has an SAE of its own."""
+        return len(self.groups) == len(self.saes)
+
+    @property
+    def widths(self) -> list[tuple[int, int]]:
+        """(d_in, d_sae) of each SAE that was trained."""
+        return [(self.saes[group[0]].d_in, self.saes[group[0]].d_sae) for group in self.groups]
+
+    @property
+    def k(self) -> int:
+        """The wanted number of active latents."""
+        return self.settings["k"]
+
+    def dead(self, site: str) -> dict[str, Any]:
+        """What training said of dead latents: ``dead_share``, ``dead_window_rows``; of a group, for all its sites."""
+        known = self.run.record.get("dead", {}).get(self.keys[site], {})
+        return {key: known.get(key) for key in ("dead_share", "dead_window_rows")}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An SAE in a run's folder: what it was trained as, which settings of a sweep it has, and itself."""
+
+    key: str
+    label: str
+    site: str
+    sae: SAE
+
+
+def open_run(folder: Path) -> Run:
+    """A finished run.
+
+    Raises:
+        UserError: no folder of a run, or one without SAEs.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise UserError(f"`runs` must be folders of runs. {folder} holds no run.json. Give e.g. runs/demo-stdlib.")
+    record: Any = None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        known = {"model", "data", "context_tokens", "sae"} <= record["config"].keys()
+        known = known and {"k", "text_batch_size"} <= record["config"]["sae"].keys()
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        known = False
+    if not known:
+        raise UserError(f"`runs` must have a whole run.json. {path} is damaged. Train the run again.")
+    if not (folder / "sae").is_dir():
+        status = record.get("status", "unknown")
+        raise UserError(
+            f"`runs` must be finished. {folder} holds no SAEs (status: {status}). Go on with strata train --resume."
+        )
+    return Run(folder, record)
+
+
+def open_suites(runs: Sequence[Run], *, progress: bool = True) -> list[Suite]:
+    """All suites of all runs, under names that differ.
+
+    Each combination of a sweep's settings is a suite. Where a run trained a site several times with the same settings
+    (in groups of different sizes), groups are taken in the order of training, each into the first suite that has none
+    of its sites yet. Transcoders are left out, and a line says so.
+
+    Raises:
+        UserError: a run without a single SAE.
+    """
+    suites = []
+    for run, name in zip(runs, _names([run.folder for run in runs]), strict=True):
+        found = _saes_of(run, progress=progress)
+        packed = [(label, part) for label in dict.fromkeys(f.label for f in found) for part in _pack(found, label)]
+        n_parts = {label: sum(other == label for other, _ in packed) for label, _ in packed}
+        numbers = dict.fromkeys(n_parts, 0)
+        for label, part in packed:
+            numbers[label] += 1
+            number = str(numbers[label]) if n_parts[label] > 1 else ""
+            suite = Suite(
+                name="/".join(filter(None, (name, label, number))),
+                run=run,
+                settings=run.config["sae"] | _swept(label),
+                saes={one.site: one.sae for one in part},
+                keys={one.site: one.key for one in part},
+                n_suites=len(packed),
+            )
+            suites.append(suite)
+    return suites
+
+
+def _saes_of(run: Run, *, progress: bool) -> list[_Found]:
+    """The run's SAEs in the order of their training."""
+    root = run.folder / "sae"
+    places = [path for path in sorted(root.rglob("*")) if path.is_dir() and native.recognises(path)]
+    found, n_transcoders = [], 0
+    for place in places:
+        sae = native.load(place)
+        if isinstance(sae, Transcoder):
+            n_transcoders += 1
+            continue
+        parts = list(place.relative_to(root).parts)
+        site = sae.metadata.get("site") or parts[0]
+        own = parts[:-1] if len(parts) > 1 and parts[-1] == site else parts
+        label = next((part for part in parts if "=" in part), "")
+        found.append(_Found("/".join(own), label, site, sae))
+    if n_transcoders:
+        say(f"{run.folder}: {n_transcoders} transcoder(s) left out; `strata evaluate` is for SAEs", shown=progress)
+    if not found:
+        raise UserError(
+            f"`runs` must hold SAEs. {run.folder} holds {n_transcoders} transcoder(s) and no SAE. Leave it out."
+        )
+    order = {key: place for place, key in enumerate(run.record.get("dead", {}))}
+    return sorted(found, key=lambda one: (order.get(one.key, len(order)), one.key, _depth(one.site)))
+
+
+def _pack(found: Sequence[_Found], label: str) -> list[list[_Found]]:
+    """The SAEs of a label in parts that hold each site once; those trained as one stay together."""
+    parts: list[list[_Found]] = []
+    for key in dict.fromkeys(one.key for one in found if one.label == label):
+        group = [one for one in found if one.key == key]
+        sites = {one.site for one in group}
+        free = next((part for part in parts if not sites & {one.site for one in part}), None)
+        if free is None:
+            parts.append(free := [])
+        free += group
+    return [sorted(part, key=lambda one: _depth(one.site)) for part in parts]
+
+
+def _depth(site: str) -> list[tuple[int, str]]:
+    """By which sites are sorted: numbers by their size."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in site.split(".")]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Short names: the folders' own, with as many parents as tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _swept(label: str) -> dict[str, Any]:
+    """The settings that a sweep's label names, `k=16,seed=1`, read as JSON where they are."""
+    found = {}
+    for word in filter(None, label.split(",")):
+        name, _, value = word.partition("=")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = {"True": True, "False": False}.get(value, value)
+    return found

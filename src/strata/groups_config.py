@@ -1,0 +1,90 @@
+"""What `strata groups` is asked to do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from strata.settings import Auto, check_kinds, names_unknown_settings, require
+
+
+@names_unknown_settings
+@dataclass(frozen=True, kw_only=True)
+class GroupsConfig:
+    """Layers measured against each other and cut into groups of similar neighbours, each of which can share one SAE."""
+
+    model: str = "auto"
+    """The language model: "demo" (embedded), a Hugging Face id, or a local folder; "auto" is "demo". A store given as
+    `activations` has its own."""
+    data: str = "auto"
+    """The text: "stdlib" (the Python standard library's source), a file or folder (txt, jsonl, parquet), or a Hugging
+    Face dataset id; "auto" is "stdlib". A store given as `activations` has its own."""
+    activations: Literal["stream"] | Path = "stream"
+    """Where activations come from: "stream" runs the language model, a folder is a store that `strata collect` wrote,
+    of whose sites the layers are taken."""
+    n_tokens: int = 100_000
+    """Rows to look at; the first tenth gives the means, the others the distances."""
+    context_tokens: int = 256
+    """Length of the packed sequences, in tokens."""
+    method: Literal["minmax", "complete", "published"] = "minmax"
+    """How layers are cut into groups: "minmax" has the smallest worst diameter, "complete" is complete linkage of
+    neighbours, "published" what Group-SAE's code does."""
+    k: int | Auto = "auto"
+    """The number of groups, without the last layer's own where that is left out; "auto" goes by `threshold`."""
+    threshold: float = 0.2
+    """"auto" takes the smallest number of groups whose AMAD (mean diameter) is below this."""
+    budget: float | Literal["none"] = "none"
+    """The most that the SAEs and the language model may cost, as a share of one SAE per layer: the most groups within
+    it are taken."""
+    last_layer: bool = False
+    """Whether the last layer may be in a group; else it has its own SAE."""
+    expansion_factor: int = 16
+    """Latents per dimension of the SAEs whose cost is predicted."""
+    sae_k: int = 32
+    """Active latents per row (L0) of the SAEs whose cost is predicted."""
+    cka: bool = True
+    """Measure linear CKA too."""
+    out: Path | Auto = "auto"
+    """The folder to write; "auto" is groups/<model>-<data>."""
+    overwrite: bool = False
+    """Replace what stands in that folder already."""
+    device: str = "auto"
+    """"auto" (CUDA where there is one), "cpu", "cuda", "cuda:1"."""
+    lm_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the language model's forward; "auto" is bf16 where the hardware multiplies it fast."""
+    text_batch_size: int = 32
+    """Packed sequences per language-model forward."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        least = {"n_tokens": 20, "context_tokens": 2, "text_batch_size": 1, "expansion_factor": 1, "sae_k": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            require(value >= smallest, name, f"be at least {smallest}", value, "Give a larger number.")
+        if self.k != "auto":
+            require(self.k >= 1, "k", "be at least 1", self.k, 'Or give "auto".')
+        require(self.threshold > 0, "threshold", "be above 0", self.threshold, "The usual one is 0.2.")
+        if self.budget != "none":
+            rule = "be a share of the cost of one SAE per layer, above 0 and at most 1"
+            require(0 < self.budget <= 1, "budget", rule, self.budget, "0.5 is half of it.")
+        both = self.k != "auto" and self.budget != "none"
+        require(not both, "k", "not be given with budget", f"k={self.k} and budget={self.budget}", "Choose one.")
+        if self.from_store():
+            given = [name for name in ("model", "data") if getattr(self, name) != "auto"]
+            rule = "be left out when activations are of a store, which has its own"
+            for name in given:
+                require(False, name, rule, repr(getattr(self, name)), "Leave it out.")
+
+    def from_store(self) -> bool:
+        """Whether the rows lie on disk."""
+        return self.activations != "stream"
+
+    def folder(self) -> Path:
+        """`out`, or groups/<model>-<data> made from their last path components; groups/<store> of a store."""
+        if self.out != "auto":
+            return Path(self.out)
+        if self.from_store():
+            return Path("groups") / Path(self.activations).name
+        model, data = ("demo" if self.model == "auto" else self.model), ("stdlib" if self.data == "auto" else self.data)
+        return Path("groups") / f"{Path(model).name}-{Path(data).stem}"

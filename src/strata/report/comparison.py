@@ -1,0 +1,138 @@
+"""The whole way of `strata evaluate`: compare runs, then tables, plots and a page of what was found."""
+
+import shutil
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from strata.atomic import put_folder, write_json
+from strata.errors import UserError
+from strata.evaluate.compare import compare_runs
+from strata.evaluate_config import EvaluateConfig
+from strata.report.comparison_tables import tables
+from strata.report.cost_plot import cost_plot, points
+
+HERE = Path(__file__).parent
+_RECORD = "evaluation.json"
+
+
+def evaluate_and_report(config: EvaluateConfig, *, progress: bool = True) -> Path:
+    """Evaluate runs as described (`strata.evaluate.compare.compare_runs`) and write a folder.
+
+    The folder holds evaluation.json (everything), evaluation.md (the tables), fvu.svg and delta_ce.svg (quality against
+    cost; left out where no suite has both) and index.html (all of it, needing nothing but itself). It appears whole or
+    not at all.
+
+    Args:
+        config: the evaluation.
+        progress: say on stderr what happens.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: what cannot be evaluated, before anything is; or a folder that exists or cannot be written.
+    """
+    folder = config.folder()
+    _check_free(folder, overwrite=config.overwrite)
+    found = {
+        "strata_version": version("strata-sae"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **compare_runs(config, progress=progress),
+    }
+    write_comparison(found, folder)
+    return folder / "index.html"
+
+
+def write_comparison(found: dict[str, Any], folder: Path) -> None:
+    """Write what was found as a folder, in place of one that is there already.
+
+    Args:
+        found: as evaluation.json holds it.
+        folder: a new one or that of an evaluation before.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    plots = _plots(found["suites"])
+    title = _title([name for name, suite in found["suites"].items() if suite["kind"] == "sae"])
+    unfinished = folder.with_name(f".unfinished-{folder.name}")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        write_json(unfinished / _RECORD, found)
+        (unfinished / "evaluation.md").write_text(_markdown(found, title), encoding="utf-8")
+        for name, plot in plots.items():
+            (unfinished / f"{name}.svg").write_text(plot + "\n", encoding="utf-8")
+        (unfinished / "index.html").write_text(_page(found, title, plots), encoding="utf-8")
+        put_folder(unfinished, folder)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise UserError(
+            f"`out` must be a folder that can be written. {folder}: {error.strerror}. Give another path."
+        ) from error
+
+
+def _plots(suites: dict[str, Any]) -> dict[str, str]:
+    """File name → SVG."""
+    fvu = points(suites, lambda suite: suite["means"]["fvu"])
+    loss = points(suites, lambda suite: suite["means"]["delta_ce_percent"])
+    drawn = {
+        "fvu": cost_plot(fvu, title="FVU against cost", y_title="FVU, mean over sites"),
+        "delta_ce": cost_plot(loss, title="ΔCE against cost", y_title="ΔCE in %, mean over sites"),
+    }
+    return {name: plot for name, plot in drawn.items() if plot}
+
+
+def _title(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+def _markdown(found: dict[str, Any], title: str) -> str:
+    text = found["text"]
+    models = (f"{name}: {n['n_rows']:,} rows of {n['n_tokens']:,} tokens" for name, n in text["models"].items())
+    about = (
+        f"Held-out documents of {text['data']}, {text['context_tokens']} tokens of context ({'; '.join(models)})."
+        f" Strata {found['strata_version']}, {found['date']}."
+    )
+    return "\n\n".join([f"# Evaluation of {title}", about, *(table.markdown() for table in tables(found))]) + "\n"
+
+
+def _page(found: dict[str, Any], title: str, plots: dict[str, str]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("comparison.html").render(
+        css=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        title=title,
+        data=found["text"]["data"],
+        models=found["text"]["models"],
+        context_tokens=found["text"]["context_tokens"],
+        date=found["date"],
+        plots=[Markup(plot) for plot in plots.values()],
+        tables=tables(found),
+        version=found["strata_version"],
+    )
+
+
+def _check_free(folder: Path, *, overwrite: bool) -> None:
+    """A folder that exists is replaced only if told to, and only if an evaluation made it."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"`out` must be a folder. {folder} is a file. Give another path.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(
+            f"`out` must be a new folder. {folder} exists already. Give another with --out, or replace it with"
+            f" --overwrite."
+        )
+    if not (folder / _RECORD).is_file() or (folder / "run.json").exists():
+        raise UserError(
+            f"`overwrite` replaces evaluations only. {folder} holds no evaluation of runs. Give another path with"
+            f" --out."
+        )

@@ -1,0 +1,172 @@
+"""The whole way of `strata groups`: measure, choose, and show it as figures, a table and a page."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from strata.groups_config import GroupsConfig
+from strata.groups_file import read_record
+from strata.groups_run import groups_run
+from strata.report.group_figures import curve, heatmap
+from strata.report.numbers import MISSING, short_count, show
+
+HERE = Path(__file__).parent
+_COLUMNS = (  # title, definition
+    ("K", "Groups of neighbouring layers, without the last layer's own SAE where it was left out."),
+    ("Layers of each group", ""),
+    ("SAEs", "One for each group, and one for a last layer that was left out."),
+    ("AMAD", ("Mean of the K groups' largest distances, 0 for a single layer. A distance is the mean angle between the"
+             " layers' centred activations of a token, in units of π: ½ is at right angles.")),
+    ("Worst diameter", "The largest distance between two layers of one group."),
+    ("SAE cost", "SAEs over layers: of the cost of one SAE per layer, if each SAE sees equally many rows."),
+    ("Total cost", ("The same with the language model's pass, in counted FLOPs per token: 2·d·h + 10·k·d for an SAE's"
+                   " step, 2·P + 4·C·H·d_head for each block. Of a store the pass is paid already.")),
+    ("Saving", "What is left of one SAE per layer's cost: 1 − total cost."),
+    ("Total cost, Group-SAE", "The same as its authors count it (arXiv 2410.21508): 10·d·h for an SAE's step, dense."),
+)  # fmt: skip
+
+
+def groups_and_report(config: GroupsConfig, *, progress: bool = True) -> Path:
+    """Find groups as described, and write what there is to see of them.
+
+    Returns:
+        The page, index.html, in the folder of groups.json, heatmap.svg, amad.svg and groups.md.
+
+    Raises:
+        UserError: what cannot be done.
+    """
+    return write_groups_report(groups_run(config, progress=progress))
+
+
+def write_groups_report(folder: Path) -> Path:
+    """Write heatmap.svg, amad.svg, groups.md and index.html from groups.json, in the place of those that stand there.
+
+    Raises:
+        UserError: there is no groups.json, or it is damaged.
+    """
+    record = read_record(folder)
+    distances = heatmap(
+        record["distances"], sites=record["sites"], groups=record["groups"], title="Angular distance between layers"
+    )
+    by_threshold = record["config"]["k"] == "auto" and record["config"]["budget"] == "none"
+    drawn = curve(record["table"], chosen=record["k"], threshold=record["threshold"] if by_threshold else None)
+    page = _environment().get_template("groups.html").render(_content(record, distances, drawn))
+    files = {"heatmap.svg": distances, "amad.svg": drawn, "groups.md": _markdown(record), "index.html": page}
+    for name, text in files.items():
+        (folder / name).write_bytes(text.encode("utf-8", errors="replace"))
+    return folder / "index.html"
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def _content(record: dict[str, Any], distances: str, drawn: str) -> dict[str, Any]:
+    chosen = _chosen(record)
+    cka = record["cka"]
+    if cka is not None:
+        cka = heatmap(cka, sites=record["sites"], groups=record["groups"], title="Linear CKA between layers")
+    return {
+        "css": Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        "model": _model(record),
+        "about": _about(record),
+        "verdict": _verdict(record),
+        "tiles": [
+            ("SAEs", str(chosen["n_saes"]), f"for {len(record['sites'])} layers"),
+            ("AMAD", show(chosen["amad"], "ratio"), "mean diameter of the groups"),
+            ("Worst diameter", show(chosen["worst_diameter"], "ratio"), "largest distance in a group"),
+            ("SAE cost", show(chosen["sae_share"], "share"), "of one SAE per layer"),
+            ("Predicted saving", show(chosen["saving"], "share"), "in FLOPs, with the language model"),
+        ],
+        "heatmap": Markup(distances),  # escaped where it was made
+        "cka": None if cka is None else Markup(cka),
+        "curve": Markup(drawn),
+        "method": record["method"],
+        "columns": _COLUMNS,
+        "rows": [{"chosen": row["k"] == record["k"], "cells": _cells(row)} for row in record["table"]],
+        "facts": _facts(record),
+        "version": record["versions"].get("strata-sae") or "",
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        str(row["k"]),
+        layers_text(row["groups"]),
+        str(row["n_saes"]),
+        show(row["amad"], "ratio"),
+        show(row["worst_diameter"], "ratio"),
+        show(row["sae_share"], "share"),
+        show(row["cost_share"], "share"),
+        show(row["saving"], "share"),
+        show(row["published_cost_share"], "share"),
+    ]
+
+
+def layers_text(groups: list[list[str]]) -> str:
+    """Groups in a line: "0–2 · 3 · 4–7"."""
+    short = [[site.removeprefix("layers.") for site in group] for group in groups]
+    return " · ".join(group[0] if len(group) == 1 else f"{group[0]}–{group[-1]}" for group in short)
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    chosen, config = _chosen(record), record["config"]
+    if config["k"] != "auto":
+        why = f"K = {config['k']}, as asked for"
+    elif config["budget"] != "none":
+        why = f"the most groups within {100 * config['budget']:g} % of the cost of one SAE per layer"
+    else:
+        why = f"the fewest groups with AMAD below {record['threshold']:g}"
+    alone = "" if record["last_layer"] else " The last layer has its own."
+    return (
+        f"{chosen['n_saes']} SAEs for {len(record['sites'])} layers: {layers_text(chosen['groups'])}.{alone} Chosen:"
+        f" {why}. Predicted: {show(chosen['saving'], 'share')} less computing than one SAE per layer. What it costs in"
+        " quality, an evaluation has to show."
+    )
+
+
+def _about(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("Text", str(record.get("text", {}).get("texts", {}).get("source", MISSING))),
+        ("Rows", short_count(record["n_rows"])),
+        ("Layers", str(len(record["sites"]))),
+        ("Date", str(record["date"])[:10]),
+    ]
+
+
+def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    flops, model, text = record["flops_per_token"], record.get("model", {}), record.get("text", {})
+    pairs = [
+        ("Model", f"{_model(record)} ({model.get('model_class', MISSING)})"),
+        ("Weights", str(model.get("weights_sha256", MISSING))[:16]),
+        ("Text", str(text.get("texts", {}).get("fingerprint", MISSING))),
+        ("Context", f"{text.get('context_tokens', MISSING)} tokens"),
+        ("Rows for the means", show(record["n_mean_rows"], "count")),
+        ("Rows for the distances", f"{show(record['n_rows'], 'count')} (attention sinks left out)"),
+        ("Forward of the language model", f"{show(flops['forward'] / 1e6, 'quantity')} MFLOP per token"),
+        ("Step of an SAE", f"{show(flops['sae_step'] / 1e6, 'quantity')} MFLOP per row"),
+    ]
+    return pairs + [(key, str(value)) for key, value in {**record["config"], **record["versions"]}.items()]
+
+
+def _markdown(record: dict[str, Any]) -> str:
+    head = "| " + " | ".join(label for label, _ in _COLUMNS) + " |"
+    rule = "|" + "|".join("--:" if place != 1 else ":--" for place in range(len(_COLUMNS))) + "|"
+    lines = []
+    for row in record["table"]:
+        cells = _cells(row)
+        lines.append("| " + " | ".join(f"**{c}**" if row["k"] == record["k"] else c for c in cells) + " |")
+    title = f"# Layer groups of {_model(record)}".replace("\n", " ")
+    return "\n\n".join([title, _verdict(record), "\n".join([head, rule, *lines])]) + "\n"
+
+
+def _model(record: dict[str, Any]) -> str:
+    return str(record.get("model", {}).get("name", MISSING))
+
+
+def _chosen(record: dict[str, Any]) -> dict[str, Any]:
+    return next(row for row in record["table"] if row["k"] == record["k"])
