@@ -102,7 +102,7 @@ def tables(record: dict[str, Any]) -> str:
 
 def _by_method(found: Measured) -> str:
     lines = [
-        "| K | method | groups | AMAD | diameter | explained variance | lost | ΔCE, one layer | all layers | tasks | dead |",
+        "| K | method | groups | AMAD | diameter | explained | lost | ΔCE, one layer | all layers | tasks | dead |",
         "|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     variance = found.site_mean("explained_variance")

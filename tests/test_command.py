@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import strata
+from strata import cli
 from strata.cli import main
 from tiny_models import save_tiny_model
 
@@ -409,3 +410,14 @@ def test_a_whole_run_ends_in_a_report(tmp_path: Path, capsys: pytest.CaptureFixt
             for example in feature["examples"]:
                 assert len(example["tokens"]) == len(example["activations"])
                 assert 0 <= example["peak"] < len(example["tokens"])
+
+
+def test_a_bare_interruption_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def run(_config: Any) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "groups", cli.Command(lambda words: words, run))
+    assert main(["groups", "demo"]) == 130
+    assert capsys.readouterr().err == (
+        "strata: interrupted. --resume goes on from the last checkpoint, if the command has one.\n"
+    )

@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"strata: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        print(f"strata: {stopped or 'interrupted. --resume goes on from the last checkpoint.'}", file=sys.stderr)
+        said = str(stopped) or "interrupted. --resume goes on from the last checkpoint, if the command has one."
+        print(f"strata: {said}", file=sys.stderr)
         return getattr(stopped, "exit_code", 130)
 
 

@@ -27,6 +27,13 @@ class EvaluateConfig:
     """Pairs of prompts for each task."""
     circuits: bool = False
     """Find feature circuits of the tasks and measure how faithful they are (slow)."""
+    lm_eval: tuple[str, ...] = ()
+    """Tasks of the lm-evaluation-harness (extra `lm-eval`), for the model itself and with each suite in all its sites
+    (slow)."""
+    lm_eval_limit: Literal["all"] | int = "all"
+    """The first documents of each of these tasks to take, so many."""
+    lm_eval_path: Literal["none"] | Path = "none"
+    """Folder with YAML files of tasks of your own for it."""
     out: Path | Auto = "auto"
     """Folder of the results; "auto" is RUN/evaluation for one run and evaluations/<names> for several."""
     overwrite: bool = False
@@ -54,6 +61,25 @@ class EvaluateConfig:
             require(alone, "tasks", f'be "{word}" alone or names', given, f'Leave "{word}" out.')
         if self.circuits and self.tasks == ("none",):
             raise UserError('`circuits` are found for tasks. Got tasks "none". Name some, or leave circuits out.')
+
+        twice = next((task for place, task in enumerate(self.lm_eval) if task in self.lm_eval[:place]), None)
+        require(twice is None, "lm_eval", "name each task once", f"{twice} twice", "Leave one out.")
+        require(
+            self.lm_eval_limit == "all" or self.lm_eval_limit >= 1,
+            "lm_eval_limit",
+            "be at least 1",
+            self.lm_eval_limit,
+            'Give a larger number or "all".',
+        )
+        for name, without in (("lm_eval_limit", "all"), ("lm_eval_path", "none")):
+            given = getattr(self, name)
+            require(
+                bool(self.lm_eval) or given == without,
+                name,
+                "come with tasks of lm-eval",
+                f"{given} and no task",
+                "Name some with --lm-eval.",
+            )
 
     def folder(self) -> Path:
         """The folder of the results: `out`, or one named after the runs."""

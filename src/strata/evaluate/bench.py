@@ -107,10 +107,6 @@ def open_benches(suites: Sequence[Suite], data: str, config: EvaluateConfig, *, 
     return benches
 
 
-def _text_of(run: Run) -> str:
-    return f"{run.folder}: {run.data}, {run.config['context_tokens']} tokens of context"
-
-
 def _check_model(lm: LanguageModel, run: Run) -> None:
     trained_on = run.record.get("model", {}).get("weights_sha256")
     if trained_on not in (None, lm.fingerprint()["weights_sha256"]):

@@ -25,7 +25,8 @@ def evaluate_and_report(config: EvaluateConfig, *, progress: bool = True) -> Pat
 
     The folder holds evaluation.json (everything), evaluation.md (the tables), fvu.svg and delta_ce.svg (quality against
     cost; left out where no suite has both) and index.html (all of it, needing nothing but itself). It appears whole or
-    not at all.
+    not at all. What is found before the end lies beside it, under a hidden name: the same command, given again after an
+    interruption, goes on with it.
 
     Args:
         config: the evaluation.
@@ -36,13 +37,18 @@ def evaluate_and_report(config: EvaluateConfig, *, progress: bool = True) -> Pat
 
     Raises:
         UserError: what cannot be evaluated, before anything is; or a folder that exists or cannot be written.
+        KeyboardInterrupt: as it came, with a sentence on how to go on.
     """
     folder = config.folder()
     _check_free(folder, overwrite=config.overwrite)
+    try:
+        compared = compare_runs(config, keep=_unfinished(folder) / "parts.json", progress=progress)
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt("interrupted. The same command goes on with what it had found.") from stopped
     found = {
         "strata_version": version("strata-sae"),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **compare_runs(config, progress=progress),
+        **compared,
     }
     write_comparison(found, folder)
     return folder / "index.html"
@@ -60,7 +66,7 @@ def write_comparison(found: dict[str, Any], folder: Path) -> None:
     """
     plots = _plots(found["suites"])
     title = _title([name for name, suite in found["suites"].items() if suite["kind"] == "sae"])
-    unfinished = folder.with_name(f".unfinished-{folder.name}")
+    unfinished = _unfinished(folder) / "whole"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -70,11 +76,17 @@ def write_comparison(found: dict[str, Any], folder: Path) -> None:
             (unfinished / f"{name}.svg").write_text(plot + "\n", encoding="utf-8")
         (unfinished / "index.html").write_text(_page(found, title, plots), encoding="utf-8")
         put_folder(unfinished, folder)
+        shutil.rmtree(_unfinished(folder), ignore_errors=True)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise UserError(
             f"`out` must be a folder that can be written. {folder}: {error.strerror}. Give another path."
         ) from error
+
+
+def _unfinished(folder: Path) -> Path:
+    """Where what is to become a folder lies until it is whole."""
+    return folder.with_name(f".unfinished-{folder.name}")
 
 
 def _plots(suites: dict[str, Any]) -> dict[str, str]:

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from strata.evaluate.harness import harness_table
 from strata.report.columns import FURTHER, HEADLINE
 from strata.report.numbers import MISSING, NBSP, Form, duration, number, show
 
 _COLUMNS = {column.key: column for column in (*HEADLINE, *FURTHER)}
 _MEANS = ("explained_variance", "fvu", "l0", "dead_share", "ce_loss_score", "kl_div_score", "delta_ce_percent")
 _BY_SITE = ("fvu", "l0", "dead_share", "ce_loss_score", "delta_ce_percent")
+_LOSSES = ("ce_sae", "delta_ce_percent", "ce_loss_score")
 
 Found = Mapping[str, Any]
 
@@ -40,26 +42,47 @@ class Table:
 
 def tables(found: Found) -> list[Table]:
     """All tables of what `strata.evaluate.compare.compare_runs` found; those that have nothing to say are left out."""
-    made = [_suites(found), _costs(found), *(_by_site(found, key) for key in _BY_SITE), _overlap(found), *_tasks(found)]
-    return [table for table in [*made, _circuits(found)] if table.rows]
+    made = [_suites(found), _together(found), _costs(found), *(_by_site(found, key) for key in _BY_SITE)]
+    made += [_overlap(found), *_tasks(found), _lm_eval(found), _circuits(found)]
+    return [table for table in made if table.rows]
 
 
 def _suites(found: Found) -> Table:
     sites = found["mean_sites"]
     where = f"{len(sites)} sites that all suites have" if sites else "each suite's own sites: they have none in common"
-    head = ["Suite", "SAEs", "Latents", "k", *(_COLUMNS[key].label for key in _MEANS), "ΔCE, all at once"]
+    head = ["Suite", "SAEs", "Latents", "k", *(_COLUMNS[key].label for key in _MEANS)]
     rows = []
     for name, suite in found["suites"].items():
         shown = [show(suite["means"][key], _COLUMNS[key].form) for key in _MEANS]
-        together = show(suite["all_sites"]["delta_ce_percent"], "percent")
-        rows.append([name, _n_saes(suite), _latents(suite), str(suite["settings"]["k"]), *shown, together])
+        rows.append([name, _n_saes(suite), _latents(suite), str(suite["settings"]["k"]), *shown])
     note = f"Means over the {where}." if sites else f"Means over {where}."
     random = any(suite["random_weights"] for suite in found["suites"].values())
     return Table(
         "Suites",
-        f"{note} Losses are with one site replaced at a time, in the last column with all of a suite's sites."
+        f"{note} Losses are with one site replaced at a time."
         + (" A model with random weights has no loss to lose." if random else ""),
         head,
+        rows,
+    )
+
+
+def _together(found: Found) -> Table:
+    """The losses of suites of several sites: one site at a time, and all at once."""
+    pairs = [(_COLUMNS[key].label, f"{_COLUMNS[key].label}, all") for key in _LOSSES]
+    rows = [
+        [name, str(len(suite["sites"])), show(suite["all_sites"]["ce_clean"], "nats")]
+        + [show(suite[of][key], _COLUMNS[key].form) for key in _LOSSES for of in ("means", "all_sites")]
+        for name, suite in found["suites"].items()
+        if len(suite["sites"]) > 1 and number(suite["all_sites"]["ce_clean"]) is not None
+    ]
+    counts = {len(suite["sites"]) for suite in found["suites"].values()}
+    return Table(
+        "One site at a time, and all at once",
+        "The language model's losses in nats per token, with one site replaced at a time (the mean of sites as above),"
+        " and with all of a suite's sites replaced at once, where errors of one layer reach the next; its zeroed model"
+        " is that of its last site."
+        + (" Suites of few sites have less to lose all at once." if len(counts) > 1 else ""),
+        ["Suite", "Sites", "CE clean", *(label for pair in pairs for label in pair)],
         rows,
     )
 
@@ -102,6 +125,9 @@ def _by_site(found: Found, key: str) -> Table:
     values = [[suite["sites"].get(site, {}).get(key) for suite in suites.values()] for site in sites]
     known = any(number(value) is not None for row in values for value in row)
     rows = [[site, *(show(value, column.form) for value in row)] for site, row in zip(sites, values, strict=True)]
+    if key in _LOSSES and len(sites) > 1:
+        together = [suite["all_sites"] if len(suite["sites"]) > 1 else {} for suite in suites.values()]
+        rows.append(["all at once", *(show(one.get(key), column.form) for one in together)])
     note = _dead_note(suites) if key == "dead_share" else column.definition
     return Table(f"{column.label} by site", note, ["Site", *suites], rows if known else [])
 
@@ -150,6 +176,45 @@ def _tasks(found: Found) -> list[Table]:
         note += " All of a suite's SAEs stand in the model; with their errors added back it is the model itself."
         made.append(Table(title, note, ["Task", "model itself", *names], rows))
     return made
+
+
+def _lm_eval(found: Found) -> Table:
+    """One row per metric of a task, one column per suite; "0.750 ± 0.043"."""
+    names = list(found["suites"])
+    rows = []
+    for of_model in found["lm_eval"]:
+        clean = of_model["clean"]
+        by_suite = {
+            name: {_metric_key(row): row for row in harness_table(of)} for name, of in of_model["suites"].items()
+        }
+        for row in harness_table(clean):
+            cells = [_with_stderr(by_suite.get(name, {}).get(_metric_key(row))) for name in names]
+            n = clean.get("n-samples", {}).get(row["task"], {}).get("effective")
+            task = _task_name({**row, "model": of_model["model"]}, found)
+            rows.append([task, _metric(row), show(n, "count"), _with_stderr(row), *cells])
+    return Table(
+        "lm-evaluation-harness",
+        "Each task's own metrics ± their standard errors. ↑ is better higher, ↓ lower. All of a suite's SAEs stand in"
+        " the model.",
+        ["Task", "Metric", "Documents", "model itself", *names],
+        rows,
+    )
+
+
+def _metric_key(row: Found) -> tuple[str, str, str]:
+    return row["task"], row["metric"], row["filter"]
+
+
+def _metric(row: Found) -> str:
+    chosen = "" if row["filter"] == "none" else f", {row['filter']}"
+    return row["metric"] + chosen + {True: " ↑", False: " ↓"}.get(row["higher_is_better"], "")
+
+
+def _with_stderr(row: Found | None) -> str:
+    if row is None:
+        return MISSING
+    stderr = number(row["stderr"])
+    return show(row["value"], "ratio") + ("" if stderr is None else f"{NBSP}±{NBSP}{show(stderr, 'ratio')}")
 
 
 def _circuits(found: Found) -> Table:
