@@ -163,8 +163,8 @@ def _price(found: Measured) -> str:
         lines.append(f"| {k} | {n_saes} | {n_saes * n_steps} | 1 | {sae:.2f} | {forward:.2f} | {100 * share:.0f} % |")
     if record["seconds"]:
         median = record["seconds"]["median"]
-        lines += ["", "| suite, last layer included | seconds a step | of layer-wise |", "|---|---:|---:|"]
-        lines += [f"| {name} | {value:.3f} | {value / median['layer-wise']:.3f} |" for name, value in median.items()]
+        lines += ["", "| suite, last layer included | seconds in SAE steps | of layer-wise |", "|---|---:|---:|"]
+        lines += [f"| {name} | {value:.1f} | {value / median['layer-wise']:.3f} |" for name, value in median.items()]
     return "\n".join(lines)
 
 

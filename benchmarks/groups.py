@@ -15,7 +15,6 @@ import argparse
 import itertools
 import json
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,14 @@ from strata.evaluate.language_loss import LossSums, Predictions, cross_entropy, 
 from strata.evaluate.suites import evaluate_suites
 from strata.evaluate.tasks.registry import make_task
 from strata.evaluate.tasks.scores import task_scores
-from strata.groups import language_model_flops
 from strata.layer_groups import group_name
+from strata.lm.flops import forward_flops_of
 from strata.lm.text import open_texts
-from strata.loop import Recording, step_all
+from strata.loop import Recording
 from strata.memory import keep_freed_memory
 from strata.sae.group import GroupSAE
 from strata.train import prepare
+from strata.train import train as run_training
 
 TASKS = ("closing_bracket", "self_argument", "repeated_name", "indentation")
 _EXPANSION, _K, _BATCH, _CONTEXT = 16, 32, 4096, 256
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--n-tokens", type=int, default=500_000, help="rows of each SAE")
     parser.add_argument("--held-out-tokens", type=int, default=16_384)
     parser.add_argument("--n-pairs", type=int, default=128, help="of each task")
-    parser.add_argument("--rounds", type=int, default=7, help="of the timing")
+    parser.add_argument("--rounds", type=int, default=3, help="of the timing")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--docs", type=Path, help="folder for the plot (needs matplotlib)")
     args = parser.parse_args()
@@ -174,30 +174,20 @@ def spliced_losses(lm: LanguageModel, suites: dict[str, dict], batches: list) ->
 
 
 def measure_seconds(lm: LanguageModel, args: argparse.Namespace) -> None:
-    """Seconds of an SAE step of whole suites, the last layer included, in turn."""
-    n_steps = 3
+    """Seconds in the SAE steps of whole short trainings, the last layer included, in turn."""
     tokens = token_stream(lm, "stdlib", context_tokens=_CONTEXT, text_batch_size=16, split="train")
-    rows = collect(lm, tokens, sites=lm.sites, n_tokens=_BATCH * n_steps * 2)
-    config = SAEConfig(expansion_factor=_EXPANSION, k=_K, batch_size=_BATCH, num_epochs=10_000)
-    trainings = {}
-    for name, groups in _TIMED.items():
-        sites = [tuple(f"layers.{i}" for i in group) for group in groups]
-        prepared = prepare(Activations(rows), assign(lm.sites, config, groups=sites))
-        trainings[name] = (prepared, prepared.rows.batches())
-    found: dict[str, list[float]] = {name: [] for name in trainings}
-    for round_ in range(args.rounds + 1):
-        for name, (prepared, batches) in trainings.items():
-            spent = 0.0
-            for _ in range(n_steps):
-                batch = next(batches)
-                start = time.perf_counter()
-                step_all(prepared.learners, batch)
-                spent += time.perf_counter() - start
-            if round_:  # the first one warms up
-                found[name].append(spent / n_steps)
+    rows = Activations(collect(lm, tokens, sites=lm.sites, n_tokens=16 * _BATCH))
+    config = SAEConfig(expansion_factor=_EXPANSION, k=_K, batch_size=_BATCH, num_epochs=4)
+    found: dict[str, list[float]] = {name: [] for name in _TIMED}
+    for _ in range(args.rounds):
+        for name, groups in _TIMED.items():
+            sites = [tuple(f"layers.{i}" for i in group) for group in groups]
+            trained = run_training(prepare(rows, assign(lm.sites, config, groups=sites)), Recording(progress=False))
+            found[name].append(trained.seconds["sae"])
+            print(f"{name}: {found[name][-1]:.1f} s for {trained.n_steps} steps", flush=True)
     seconds = {name: statistics.median(times) for name, times in found.items()}
     for name, value in seconds.items():
-        print(f"{name}: {value:.3f} s a step, {value / seconds['layer-wise']:.3f} of layer-wise", flush=True)
+        print(f"{name}: {value:.1f} s, {value / seconds['layer-wise']:.3f} of layer-wise", flush=True)
     (args.out / "seconds.json").write_text(json.dumps({"machine": describe(), "median": seconds, "all": found}))
 
 
@@ -213,7 +203,7 @@ def gather(lm: LanguageModel, args: argparse.Namespace) -> dict[str, Any]:
         "sites": lm.sites,
         "distances": similarity.angular.tolist(),
         "flops": {"sae_row": sae_step_flops(d_in, _EXPANSION * d_in, _K),
-                  "forward_token": language_model_flops(lm, lm.sites, context_tokens=_CONTEXT)},
+                  "forward_token": forward_flops_of(lm, lm.sites, context_tokens=_CONTEXT)},
         "seconds": json.loads(seconds.read_text()) if seconds.exists() else None,
         "partitions": {name_of(cut): cut for cut in partitions(lm)},
         "seeds": {str(seed): json.loads((args.out / f"seed-{seed}" / "evaluation.json").read_text())

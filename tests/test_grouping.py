@@ -18,7 +18,17 @@ from strata.activations.collected import Activations
 from strata.activations.distances import layer_similarity, shuffled_rows
 from strata.costs.flops import forward_flops, sae_step_flops
 from strata.errors import UserError
-from strata.grouping import amad, checked_distances, fewest_groups, layer_distances, partition, worst_diameter
+from strata.grouping import (
+    NotNeighboursError,
+    amad,
+    checked_distances,
+    fewest_groups,
+    layer_distances,
+    partition,
+    partitions,
+    worst_diameter,
+)
+from strata.lm.flops import forward_flops_of
 from strata.lm.model import LanguageModel
 from strata.similarity import AngularDistances, LinearCKA
 
@@ -126,8 +136,10 @@ def test_published_clusters_that_are_no_neighbours_are_refused() -> None:
     lower = torch.zeros(4, 4)
     lower[1:, 0] = torch.tensor([0.9, 0.85, 0.01])  # rows 0 and 3 alike, though not their layers
     message = r'`method` "published" must give .* For 3 groups it gives \[\[0, 3\], \[1\], \[2\]\].* "minmax"'
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(NotNeighboursError, match=message):
         partition(lower, 3, "published")
+    assert [cut is None for cut in partitions(lower, "published")] == [False, True, True, False]
+    assert fewest_groups(lower, method="published") == [[0], [1], [2], [3]], "others have none or are too far apart"
 
 
 def test_amad_counts_single_layers_as_zero() -> None:
@@ -364,6 +376,22 @@ def test_forward_flops_are_those_that_torch_counts(architecture: str) -> None:
     )
     counted = (counter.get_total_flops() - rotary) / ids.numel()
     assert forward_flops(blocks, model.config, context_tokens=MAX_POSITIONS) == counted
+
+
+def test_forward_flops_end_with_the_block_of_the_deepest_site() -> None:
+    lm = LanguageModel(tiny_model("gpt_neox"))
+    blocks = [lm.model.get_submodule(f"gpt_neox.layers.{i}") for i in range(N_LAYERS)]
+    for sites, n_blocks in (
+        (["layers.0"], 1),
+        (["layers.1", "layers.0"], 2),
+        (["layers.0", "layers.1.mlp"], 2),
+        (["gpt_neox.layers.1.attention.dense"], 2),
+        (["gpt_neox.final_layer_norm"], N_LAYERS),
+    ):
+        expected = forward_flops(blocks[:n_blocks], lm.model.config, context_tokens=10)
+        assert forward_flops_of(lm, sites, context_tokens=10) == expected, sites
+    with pytest.raises(UserError, match=r"Did you mean 'layers\.2'"):
+        forward_flops_of(lm, ["layers.20"], context_tokens=10)
 
 
 def test_forward_flops_of_the_formula_and_of_experts() -> None:

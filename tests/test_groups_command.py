@@ -1,6 +1,7 @@
 """`strata groups`: from a model or a store to groups, figures and a page; and the files that training takes."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 from strata.activations.distances import LayerSimilarity
 from strata.activations.harvest import collect_activations
 from strata.errors import UserError
-from strata.groups import GroupingCost, check_choice, choose, find_groups, grouping_table, language_model_flops
+from strata.groups.choice import check_choice, choose, grouping_table
+from strata.groups.command import groups_run
+from strata.groups.cost import GroupingCost
+from strata.groups.files import read_groups, read_record
 from strata.groups_config import GroupsConfig
-from strata.groups_file import read_groups, read_record
-from strata.groups_run import groups_run
+from strata.lm.flops import forward_flops_of
 from strata.lm.model import LanguageModel
 from strata.report.groups import groups_and_report, layers_text, write_groups_report
 
@@ -31,25 +34,31 @@ def similarity(n_layers: int = 5) -> LayerSimilarity:
     return LayerSimilarity([f"layers.{i}" for i in range(n_layers)], d, 1 - d, n_rows=90, n_mean_rows=10)
 
 
+def unlike_rows() -> LayerSimilarity:
+    """Four layers and a last one, for which "published" joins layers 0 and 3 where it makes three groups."""
+    lower = torch.zeros(5, 5)
+    lower[1:4, 0] = torch.tensor([0.9, 0.85, 0.01])
+    d = lower + lower.T
+    return LayerSimilarity([f"layers.{i}" for i in range(5)], d, 1 - d, n_rows=90, n_mean_rows=10)
+
+
 def test_the_last_layer_has_its_own_group_unless_asked() -> None:
-    found = find_groups(similarity(), n_groups=2)
-    assert found == [["layers.0", "layers.1", "layers.2"], ["layers.3"], ["layers.4"]]
-    assert find_groups(similarity(), n_groups=2, last_layer=True) == [
+    assert grouping_table(similarity(), COST)[1]["groups"] == [
+        ["layers.0", "layers.1", "layers.2"],
+        ["layers.3"],
+        ["layers.4"],
+    ]
+    assert grouping_table(similarity(), COST, last_layer=True)[1]["groups"] == [
         [f"layers.{i}" for i in range(3)],
         ["layers.3", "layers.4"],
     ]
-    assert find_groups(similarity(), threshold=0.1) == found  # AMAD 0.075 with two groups, 0.5 with one
-    assert len(find_groups(similarity(), threshold=0.6)) == 2
-    with pytest.raises(UserError, match=r"`k` must be in \[1, 4\], the number of layers, the last one left out. Got 5"):
-        find_groups(similarity(), n_groups=5)
 
 
 def test_the_table_counts_saes_and_costs() -> None:
     table = grouping_table(similarity(), COST)
     assert [row["k"] for row in table] == [1, 2, 3, 4]
-    assert [row["n_saes"] for row in table] == [2, 3, 4, 5]
+    assert [row["n_saes"] for row in table] == [2, 3, 4, 5] == [len(row["groups"]) for row in table]
     second = table[1]
-    assert second["groups"] == find_groups(similarity(), n_groups=2)
     assert second["amad"] == pytest.approx(0.075)
     assert second["worst_diameter"] == pytest.approx(0.15)
     assert second["sae_share"] == pytest.approx(3 / 5)
@@ -60,27 +69,49 @@ def test_the_table_counts_saes_and_costs() -> None:
     assert [row["n_saes"] for row in grouping_table(similarity(), COST, last_layer=True)] == [1, 2, 3, 4, 5]
 
 
+def test_without_the_cost_of_the_language_model_that_of_saes_is_told() -> None:
+    unknown = GroupingCost(forward=None, sae_step=100.0, published_sae_step=400.0)
+    second = grouping_table(similarity(), unknown)[1]
+    assert (second["cost_share"], second["saving"], second["published_cost_share"]) == (None, None, None)
+    assert second["sae_share"] == pytest.approx(3 / 5)
+
+
 def test_groups_are_chosen_by_k_budget_or_threshold() -> None:
     table = grouping_table(similarity(), COST)
     assert choose(table, GroupsConfig(k=3))["k"] == 3
-    assert choose(table, GroupsConfig(threshold=0.2))["k"] == 2
-    assert choose(table, GroupsConfig(budget=0.86))["k"] == 3  # 6/7 = 0.857
-    assert choose(table, GroupsConfig(budget=0.85))["k"] == 2
+    assert choose(table, GroupsConfig())["k"] == 2  # AMAD 0.075 with two groups, 0.5 with one
+    assert choose(table, GroupsConfig(threshold=0.05))["k"] == 3
+    assert choose(table, GroupsConfig(threshold=0.6))["k"] == 1
+    assert choose(table, GroupsConfig(budget=0.5))["k"] == 1  # 2 SAEs of 5; with the language model 0.57
+    assert choose(table, GroupsConfig(budget=0.6))["k"] == 2
+    assert choose(table, GroupsConfig(budget=0.79))["k"] == 2
     assert choose(table, GroupsConfig(budget=1.0))["k"] == 4
 
 
+def test_numbers_without_groups_of_neighbours_are_passed_over() -> None:
+    table = grouping_table(unlike_rows(), COST, method="published")
+    assert [row["groups"] is None for row in table] == [False, True, True, False]
+    assert (table[2]["amad"], table[2]["worst_diameter"], table[2]["n_saes"]) == (None, None, 4)
+    assert choose(table, GroupsConfig(method="published"))["k"] == 4  # AMAD 0.9 with one group
+    assert choose(table, GroupsConfig(method="published", budget=0.8))["k"] == 1  # 4 SAEs of 5 would be within it
+    message = r'`k` must be a number for which `method` "published" gives groups of .*: 1, 4\. Got 3\.'
+    with pytest.raises(UserError, match=message):
+        choose(table, GroupsConfig(method="published", k=3))
+
+
 def test_what_cannot_be_had_is_refused_before_anything_is_measured() -> None:
-    check_choice(GroupsConfig(budget=0.572), COST, n_layers=5)
+    check_choice(GroupsConfig(budget=0.4), n_layers=5)
     with pytest.raises(
-        UserError,
-        match=r"`budget` must be at least 0.572, the cost of one group \(2 SAEs, and the language model\). Got 0.5",
+        UserError, match=r"`budget` must be at least 0.400, the cost of one group \(2 SAEs for 5 layers\). Got 0.39"
     ):
-        check_choice(GroupsConfig(budget=0.5), COST, n_layers=5)
-    check_choice(GroupsConfig(budget=0.5, last_layer=True), COST, n_layers=5)
+        check_choice(GroupsConfig(budget=0.39), n_layers=5)
+    check_choice(GroupsConfig(budget=0.39, last_layer=True), n_layers=5)
     with pytest.raises(UserError, match=r"`k` must be in \[1, 5\], the number of layers. Got 6"):
-        check_choice(GroupsConfig(k=6, last_layer=True), COST, n_layers=5)
-    with pytest.raises(UserError, match=r"needs at least 2 layers to group. Got 1"):
-        check_choice(GroupsConfig(), COST, n_layers=1)
+        check_choice(GroupsConfig(k=6, last_layer=True), n_layers=5)
+    with pytest.raises(UserError, match=r"`k` must be in \[1, 4\], the number of layers, the last one left out. Got 5"):
+        check_choice(GroupsConfig(k=5), n_layers=5)
+    with pytest.raises(UserError, match=r"at least 2 layers, of which the last one is left out. Got 1"):
+        check_choice(GroupsConfig(), n_layers=1)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +119,8 @@ def test_what_cannot_be_had_is_refused_before_anything_is_measured() -> None:
     [
         ({"k": 0}, "`k` must be at least 1. Got 0"),
         ({"k": 2, "budget": 0.5}, "`k` must not be given with budget. Got k=2 and budget=0.5. Choose one"),
+        ({"k": 2, "threshold": 0.2}, "`k` must not be given with threshold. Got k=2 and threshold=0.2. Choose one"),
+        ({"budget": 0.5, "threshold": 0.2}, "`budget` must not be given with threshold"),
         ({"budget": 1.5}, "`budget` must be a share of the cost of one SAE per layer.* Got 1.5"),
         ({"threshold": 0.0}, "`threshold` must be above 0"),
         ({"n_tokens": 5}, "`n_tokens` must be at least 20. Got 5"),
@@ -139,7 +172,8 @@ def test_the_folder_holds_what_was_measured(written: Path, model: Path) -> None:
     record = read_record(written)
     assert record["sites"] == ["layers.0", "layers.1", "layers.2"]
     assert record["groups"] == [["layers.0", "layers.1"], ["layers.2"]]
-    assert (record["n_rows"], record["n_mean_rows"]) == (1800, 200)
+    assert (record["n_rows"], record["n_mean_rows"], record["n_tokens"]) == (1800, 200, 2000)
+    assert record["seconds"] > 0
     d = torch.tensor(record["distances"])
     assert d.shape == (3, 3)
     assert torch.equal(d, d.T)
@@ -147,7 +181,7 @@ def test_the_folder_holds_what_was_measured(written: Path, model: Path) -> None:
     lm = LanguageModel(str(model))
     assert record["model"]["weights_sha256"] == lm.fingerprint()["weights_sha256"]
     assert record["text"]["texts"]["split"] == "train"
-    assert record["flops_per_token"]["forward"] == language_model_flops(lm, lm.sites, context_tokens=32)
+    assert record["flops_per_token"]["forward"] == forward_flops_of(lm, lm.sites, context_tokens=32)
     assert sorted(path.name for path in written.iterdir()) == [
         "amad.svg", "groups.json", "groups.md", "heatmap.svg", "index.html",
     ]  # fmt: skip
@@ -254,7 +288,9 @@ def test_it_says_what_it_does(model: Path, text: Path, tmp_path: Path, capsys: p
     said = capsys.readouterr()
     assert said.out == ""
     assert "3 layers of width 32" in said.err
-    assert "% less FLOPs than one per layer; 2000 rows in" in said.err
+    assert re.search(
+        r"Of the FLOPs .* 100 % for the SAEs, 100 % with the language model's pass. 2000 rows in", said.err
+    )
     record = read_record(tmp_path / "out")
     assert record["cka"] is None
     assert read_groups(tmp_path / "out") == record["groups"]
@@ -266,17 +302,29 @@ def test_groups_are_read_from_folder_file_or_list(written: Path, tmp_path: Path)
     bare = tmp_path / "mine.json"
     bare.write_text('[[0, 1], ["layers.2"]]')
     assert read_groups(bare) == expected
+    assert read_groups(" [[0, 1], [2]]") == expected
+    with pytest.raises(UserError, match=r"`groups` must be JSON. \[\[0, 1\], \[2\] cannot be read as such"):
+        read_groups("[[0, 1], [2]")
+
+
+def test_groups_are_read_from_the_folder_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"groups": {"layers.0-1": ["layers.0", "layers.1"], "layers.2": ["layers.2"]}}')
+    assert read_groups(tmp_path) == read_groups(tmp_path / "run.json") == [["layers.0", "layers.1"], ["layers.2"]]
+    (tmp_path / "run.json").write_text('{"groups": null}')
+    with pytest.raises(UserError, match=r"`groups` must be of a run that was trained in groups. .* was not"):
+        read_groups(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "is not there"),
-        ("not json", "cannot be read as one"),
+        ("not json", "cannot be read as such"),
         ('{"k": 3}', "must be a list of lists of layers"),
         ("[]", "must be a list of lists of layers"),
         ("[0, 1]", "must be a list of lists of layers"),
         ("[[0], []]", "must be a list of lists of layers"),
+        ('[["layers.1.mlp"]]', r"must name layers by number or site. Got 'layers.1.mlp'"),
         ("[[0.5]]", r"must name layers by number or site. Got 0.5"),
         ("[[-1]]", r"must name layers by number or site. Got -1"),
     ],
@@ -292,3 +340,35 @@ def test_files_without_groups_are_refused(content: str | None, message: str, tmp
 
 def test_groups_in_a_line() -> None:
     assert layers_text([["layers.0", "layers.1", "layers.2"], ["layers.3"]]) == "0–2 · 3"
+    assert layers_text([["layers.2", "layers.5"], ["layers.7"]]) == "2+5 · 7"
+
+
+def test_rows_without_groups_are_shown(written: Path, tmp_path: Path) -> None:
+    far = unlike_rows()
+    record = read_record(written)
+    table = grouping_table(far, GroupingCost(forward=None, sae_step=1.0, published_sae_step=1.0), method="published")
+    record |= {"sites": far.sites, "distances": far.angular.tolist(), "cka": None, "table": table, "k": 4}
+    record |= {"groups": table[3]["groups"], "flops_per_token": {**record["flops_per_token"], "forward": None}}
+    (tmp_path / "groups.json").write_text(json.dumps(record))
+    page = Page(write_groups_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.words.count("not contiguous") == 2
+    lines = (tmp_path / "groups.md").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith("| 3 | not contiguous | 4 | – | – | 80.0") for line in lines)
+    drawn = ET.parse(tmp_path / "amad.svg").getroot()
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}circle"))) == 2
+
+
+def test_a_page_that_cannot_be_written_is_said(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "groups.json").write_bytes((written / "groups.json").read_bytes())
+    (tmp_path / "index.html").write_text("the page before")
+    original = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if target.name == "index.html":
+            raise OSError(28, "No space left on device")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError, match=r"`out` must be a folder that can be written.* No space left on device"):
+        write_groups_report(tmp_path)
+    assert (tmp_path / "index.html").read_text() == "the page before"

@@ -38,8 +38,8 @@ LAYERS = (
         "programs",
         (
             *("strata.assignments", "strata.origins", "strata.loop", "strata.train"),
-            *("strata.run", "strata.run_rows", "strata.run_groups", "strata.run_folder", "strata.collect"),
-            *("strata.groups", "strata.groups_file", "strata.groups_run", "strata.export"),
+            *("strata.run", "strata.run_rows", "strata.run_folder", "strata.collect"),
+            *("strata.groups", "strata.export"),
             *("strata.evaluate", "strata.interpret", "strata.steer", "strata.plan", "strata.doctor"),
         ),
     ),

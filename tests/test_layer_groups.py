@@ -223,7 +223,7 @@ def random_sae(scale: float) -> SAE:
 def test_a_group_is_of_saes_alike():
     weights = {"W_enc": torch.randn(8, 64), "W_dec": torch.randn(64, 8), "b_enc": torch.zeros(64)}
     wide = SAE(**weights, b_dec=torch.zeros(8), gate=TopK(4))
-    with pytest.raises(UserError, match=r"needs SAEs of one shape and gate\. That of layers\.1 is another"):
+    with pytest.raises(UserError, match=r"needs SAEs of one gate, encoder and decoder\. That of layers\.1 has"):
         GroupSAE({"layers.0": random_sae(1.0), "layers.1": wide})
     with pytest.raises(UserError, match="at least one layer"):
         GroupSAE({})
@@ -466,3 +466,18 @@ def test_groups_that_a_run_refuses(tmp_path, capsys, flags, complaint):
 
 def test_shared_model_is_left_alone():
     assert shared_language_model("gpt_neox").sites == list(SITES)
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "jumprelu", "relu", "gated"])
+def test_every_layer_of_a_group_has_the_l0_that_k_says(architecture):
+    """Thresholds are set for each layer on its own last rows: layers whose codes differ in spread get as many."""
+    generator = torch.Generator().manual_seed(0)
+    sparse = unlike_layers(20_000)["layers.0"]
+    acts = Activations({"layers.0": sparse, "layers.1": 5 * torch.randn(20_000, 8, generator=generator)})
+    config = SAEConfig(architecture=architecture, expansion_factor=4, k=4, batch_size=256, num_epochs=2)
+    trained = train(prepare(acts, assign(list(acts), config, groups=[("layers.0", "layers.1")])))
+    group = trained.saes["layers.0-1"]
+    assert isinstance(group, GroupSAE)
+    for site in group.sites:
+        l0 = (group.at(site).encode(acts[site]) > 0).float().sum(1).mean()
+        assert l0 == pytest.approx(4, rel=0.04), site

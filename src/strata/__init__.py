@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from strata.errors import UserError as UserError
     from strata.lm.model import LanguageModel as LanguageModel
     from strata.loop import Recording as Recording
+    from strata.sae.group import GroupSAE as GroupSAE
     from strata.sae.model import SAE as SAE
     from strata.shapes import SparseCode as SparseCode
     from strata.train import Trainer as Trainer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Activations": "strata.activations.collected",
+    "GroupSAE": "strata.sae.group",
     "LanguageModel": "strata.lm.model",
     "Recording": "strata.loop",
     "SAE": "strata.sae.model",
@@ -35,6 +37,7 @@ _HOMES = {
 __all__ = [
     "SAE",
     "Activations",
+    "GroupSAE",
     "LanguageModel",
     "Recording",
     "SAEConfig",

@@ -132,8 +132,12 @@ def _parse_groups(words: Sequence[str]) -> Any:
 def _parse_evaluate(words: Sequence[str]) -> Any:
     from strata.evaluate_config import EvaluateConfig
 
-    n_runs = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
-    given = ["--runs", *words] if n_runs else words
+    named = bool(words) and not words[0].startswith("-")
+    if not named and not {"--runs", "-h", "--help"} & set(words):
+        raise UserError(
+            "`strata evaluate` needs the folders of runs before its flags. Write strata evaluate RUN RUN ..."
+        )
+    given = ["--runs", *words] if named else words
     return _parse(EvaluateConfig, given, command="evaluate", usage="evaluate RUN...")
 
 

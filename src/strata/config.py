@@ -156,9 +156,9 @@ class TrainConfig:
     """Where to read activations, e.g. layers.6 layers.6.mlp; "middle" is the middle layer, "all" every layer
     (of a store: of its sites)."""
     groups: str = "none"
-    """Layers that share one SAE: "none" trains one per site, "auto" measures how near layers are to each other first
-    (as `strata groups` does) and groups them, a path is what `strata groups` wrote or a JSON list such as [[0, 1, 2],
-    [3, 4]]. Takes the place of `sites`."""
+    """Layers that share one SAE: "none" trains one per site; "auto" measures first how near layers are to each other,
+    as `strata groups` does, and groups them; a path is what `strata groups` wrote, or another run; or the groups
+    themselves, [[0, 1, 2], [3, 4]]. Takes the place of `sites`."""
     target_site: str = "same"
     """What is predicted from the activations: "same" is these themselves (an SAE), another site makes a transcoder."""
     skip: bool = False

@@ -25,8 +25,10 @@ class EvaluateConfig:
     """Downstream tasks, by name; "auto" are those that the tokenizer can express, "none" is none."""
     n_pairs: int = 128
     """Pairs of prompts for each task."""
-    circuits: bool = False
-    """Find feature circuits of the tasks and measure how faithful they are (slow)."""
+    circuits: Literal["none", "attribution", "integrated"] = "none"
+    """Find feature circuits of the tasks and measure how faithful they are. "attribution" takes two forward passes and
+    a backward one for all sites; "integrated", whose gradients are the mean over ten points, two forward passes and
+    ten of each kind for every site. Both take two forward passes for each size of circuit, with and without errors."""
     lm_eval: tuple[str, ...] = ()
     """Tasks of the lm-evaluation-harness (extra `lm-eval`), for the model itself and with each suite in all its sites
     (slow)."""
@@ -59,7 +61,7 @@ class EvaluateConfig:
             alone = word not in self.tasks or len(self.tasks) == 1
             given = " ".join(self.tasks)
             require(alone, "tasks", f'be "{word}" alone or names', given, f'Leave "{word}" out.')
-        if self.circuits and self.tasks == ("none",):
+        if self.circuits != "none" and self.tasks == ("none",):
             raise UserError('`circuits` are found for tasks. Got tasks "none". Name some, or leave circuits out.')
 
         twice = next((task for place, task in enumerate(self.lm_eval) if task in self.lm_eval[:place]), None)

@@ -5,7 +5,7 @@ al. 2025, arXiv 2410.21508) publishes it. A group is a list of neighbouring laye
 distance in it, 0 for a single layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -21,6 +21,10 @@ Distances = Tensor | np.ndarray | Sequence[Sequence[float]]
 Groups = list[list[int]]
 _IMPOSSIBLE = np.int64(1 << 61)  # above all sums of diameters, which are whole numbers, so that ties are ties
 _SYMMETRY = 1e-5
+
+
+class NotNeighboursError(UserError):
+    """Groups that a method found are not of neighbouring layers."""
 
 
 def layer_distances(lm: Any, texts: Any, *, n_tokens: int = 100_000, **options: Any) -> Float[Tensor, "layers layers"]:
@@ -44,8 +48,8 @@ def partition(distances: Distances, n_groups: int, method: str = "minmax") -> Gr
         The groups in the layers' order; every layer is in exactly one.
 
     Raises:
-        UserError: a matrix that is none of distances, n_groups out of range, an unknown method, or "published" where it
-            joins layers that are no neighbours.
+        UserError: a matrix that is none of distances, n_groups out of range, or an unknown method.
+        NotNeighboursError: "published" where it joins layers that are no neighbours.
 
     Differs: Group-SAE leaves the last layer out before, and nothing keeps its clusters contiguous; here that is an
     error.
@@ -60,22 +64,42 @@ def partition(distances: Distances, n_groups: int, method: str = "minmax") -> Gr
     return _METHODS[method](d, n_groups)
 
 
+def partitions(distances: Distances, method: str = "minmax") -> list[Groups | None]:
+    """The partitions into 1, 2, … L groups; None where "published" gives none of neighbours.
+
+    Arguments and errors else as of `partition`.
+    """
+    d = checked_distances(distances)
+    return [_partition_or_none(d, n_groups, method) for n_groups in range(1, len(d) + 1)]
+
+
 def fewest_groups(distances: Distances, *, threshold: float = 0.2, method: str = "minmax") -> Groups:
     """The partition into K* groups: the smallest number whose AMAD is below the threshold (Group-SAE, section 3).
 
     Args:
         distances: d [L L].
         threshold: above 0; of an angular distance at most 1. As many groups as layers have AMAD 0.
-        method: see `partition`.
+        method: see `partition`; numbers of groups for which it has none of neighbours are passed over.
 
     Raises:
         UserError: a threshold that is not above 0, or what `partition` raises.
     """
     if not threshold > 0:
         raise UserError(f"`threshold` must be above 0. Got {threshold}. The usual one is 0.2.")
-    d = checked_distances(distances)
-    partitions = (partition(d, n_groups, method) for n_groups in range(1, len(d) + 1))
-    return next(groups for groups in partitions if amad(d, groups) < threshold)
+    cuts = partitions(distances, method)
+    found = cuts[first_below((None if cut is None else amad(distances, cut) for cut in cuts), threshold)]
+    assert found is not None, "its AMAD is below the threshold"
+    return found
+
+
+def first_below(amads: Iterable[float | None], threshold: float) -> int:
+    """The rule of K*: the place of the first AMAD below the threshold.
+
+    Args:
+        amads: of the partitions into 1, 2, … L groups, None where there is none; the last is 0.
+        threshold: above 0.
+    """
+    return next(place for place, value in enumerate(amads) if value is not None and value < threshold)
 
 
 def amad(distances: Distances, groups: Sequence[Sequence[int]]) -> float:
@@ -117,6 +141,13 @@ def checked_distances(distances: Distances) -> Float[Tensor, "layers layers"]:
     if bool(upper.any()) and not bool(torch.isclose(lower, upper, rtol=0, atol=_SYMMETRY).all()):
         raise UserError("`distances` must be symmetric, or strictly lower-triangular. Got neither. Give one triangle.")
     return lower + lower.T
+
+
+def _partition_or_none(d: Tensor, n_groups: int, method: str) -> Groups | None:
+    try:
+        return partition(d, n_groups, method)
+    except NotNeighboursError:
+        return None
 
 
 def _diameters_of(distances: Distances, groups: Sequence[Sequence[int]]) -> list[float]:
@@ -187,7 +218,7 @@ def _published(d: Tensor, n_groups: int) -> Groups:
         far[second] = far[:, second] = np.inf
     found = sorted(sorted(group) for group in groups.values())
     if any(group != list(range(group[0], group[-1] + 1)) for group in found):
-        raise UserError(
+        raise NotNeighboursError(
             f'`method` "published" must give groups of neighbouring layers. For {n_groups} groups it gives {found}.'
             ' Take "minmax" or "complete", which always do.'
         )

@@ -6,6 +6,8 @@ from typing import Literal
 
 from strata.settings import Auto, check_kinds, names_unknown_settings, require
 
+_THRESHOLD = 0.2  # Group-SAE, section 3
+
 
 @names_unknown_settings
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +31,20 @@ class GroupsConfig:
     """How layers are cut into groups: "minmax" has the smallest worst diameter, "complete" is complete linkage of
     neighbours, "published" what Group-SAE's code does."""
     k: int | Auto = "auto"
-    """The number of groups, without the last layer's own where that is left out; "auto" goes by `threshold`."""
-    threshold: float = 0.2
-    """"auto" takes the smallest number of groups whose AMAD (mean diameter) is below this."""
+    """The number of groups, without the last layer's own where that is left out; "auto" goes by `budget` or
+    `threshold`."""
+    threshold: float | Auto = "auto"
+    """Without `k` and `budget` the smallest number of groups is taken whose AMAD (mean diameter) is below this; "auto"
+    is 0.2."""
     budget: float | Literal["none"] = "none"
-    """The most that the SAEs and the language model may cost, as a share of one SAE per layer: the most groups within
-    it are taken."""
+    """The most that training the SAEs may cost, as a share of one SAE per layer (0.5: half as many SAEs as layers): the
+    most groups within it are taken. The cost with the language model's pass, which stays, is told beside it."""
     last_layer: bool = False
     """Whether the last layer may be in a group; else it has its own SAE."""
     expansion_factor: int = 16
-    """Latents per dimension of the SAEs whose cost is predicted."""
+    """Latents per dimension of the SAEs whose cost is predicted: --sae.expansion-factor of `strata train`."""
     sae_k: int = 32
-    """Active latents per row (L0) of the SAEs whose cost is predicted."""
+    """Active latents per row (L0) of the SAEs whose cost is predicted: --sae.k of `strata train`."""
     cka: bool = True
     """Measure linear CKA too."""
     out: Path | Auto = "auto"
@@ -64,12 +68,16 @@ class GroupsConfig:
             require(value >= smallest, name, f"be at least {smallest}", value, "Give a larger number.")
         if self.k != "auto":
             require(self.k >= 1, "k", "be at least 1", self.k, 'Or give "auto".')
-        require(self.threshold > 0, "threshold", "be above 0", self.threshold, "The usual one is 0.2.")
+        if self.threshold != "auto":
+            require(self.threshold > 0, "threshold", "be above 0", self.threshold, "The usual one is 0.2.")
         if self.budget != "none":
             rule = "be a share of the cost of one SAE per layer, above 0 and at most 1"
             require(0 < self.budget <= 1, "budget", rule, self.budget, "0.5 is half of it.")
-        both = self.k != "auto" and self.budget != "none"
-        require(not both, "k", "not be given with budget", f"k={self.k} and budget={self.budget}", "Choose one.")
+        unset = {"k": "auto", "budget": "none", "threshold": "auto"}
+        given = [name for name, nothing in unset.items() if getattr(self, name) != nothing]
+        if len(given) > 1:
+            values = " and ".join(f"{name}={getattr(self, name)}" for name in given)
+            require(False, given[0], f"not be given with {given[1]}", values, "Choose one.")
         if self.from_store():
             given = [name for name in ("model", "data") if getattr(self, name) != "auto"]
             rule = "be left out when activations are of a store, which has its own"
@@ -79,6 +87,10 @@ class GroupsConfig:
     def from_store(self) -> bool:
         """Whether the rows lie on disk."""
         return self.activations != "stream"
+
+    def amad_threshold(self) -> float:
+        """`threshold`, or the usual one."""
+        return _THRESHOLD if self.threshold == "auto" else self.threshold
 
     def folder(self) -> Path:
         """`out`, or groups/<model>-<data> made from their last path components; groups/<store> of a store."""

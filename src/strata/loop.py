@@ -102,6 +102,7 @@ class Prepared:
         metadata: by key, what the SAEs will say of their origin (see `strata.origins`).
         identity: what has to be the same for a training to go on, JSON-able.
         held_out: by site, rows that are measured now and then; may be empty.
+        seconds: spent on the first rows (streaming: of the language model, to fill the buffer).
     """
 
     learners: dict[str, Learner]
@@ -111,6 +112,7 @@ class Prepared:
     metadata: dict[str, dict[str, Any]]
     identity: dict[str, Any]
     held_out: Mapping[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def run_loop(prepared: Prepared, recording: Recording) -> dict[str, float]:
@@ -126,7 +128,7 @@ def run_loop(prepared: Prepared, recording: Recording) -> dict[str, float]:
     """
     learners, n_steps = prepared.learners, prepared.n_steps
     recording.check()
-    step, seconds = _restore(prepared, recording) if recording.resume else (0, _no_seconds())
+    step, seconds = _restore(prepared, recording) if recording.resume else (0, _seconds_before(prepared))
     saved_step = step if recording.resume else None
     checkpoint_every = _steps(recording.checkpoint_every, prepared)
     batches = prepared.rows.batches(start_step=step)
@@ -235,8 +237,8 @@ class _Record:
             logger.close()
 
 
-def _no_seconds() -> dict[str, float]:
-    return {"total": 0.0, "sae": 0.0, "rows": 0.0}
+def _seconds_before(prepared: Prepared) -> dict[str, float]:
+    return {"total": prepared.seconds, "sae": 0.0, "rows": prepared.seconds}
 
 
 def _steps(duration: str, prepared: Prepared) -> int:

@@ -9,6 +9,7 @@ from strata.assignments import Assignment, assign, sites_read
 from strata.atomic import remove_folder, remove_leftovers
 from strata.config import TrainConfig
 from strata.errors import UserError
+from strata.groups.of_run import RunGroups, check_groups, groups_of
 from strata.lm.loading import chosen_device
 from strata.log import say
 from strata.loop import Recording
@@ -22,7 +23,6 @@ from strata.run_folder import (
     save_saes,
     write_record,
 )  # fmt: skip
-from strata.run_groups import RunGroups, groups_of
 from strata.run_rows import RunRows, open_rows
 from strata.sweep import check_sweep, sweep_configs
 from strata.train import Trained, prepare, train
@@ -46,6 +46,7 @@ def train_run(config: TrainConfig, *, progress: bool = True) -> tuple[RunRows, T
     folder = config.folder()
     check_folder(folder, config)
     check_sweep(sweep_configs(config.sae, config.sweep))
+    check_groups(config)
     before = read_record(folder) if config.resume else None
     rows = open_rows(config)
     config = rows.config
@@ -63,7 +64,8 @@ def train_run(config: TrainConfig, *, progress: bool = True) -> tuple[RunRows, T
     recording = _recording(config, folder, progress=progress)
     held_out = rows.held_out(sites_read(assignments))
     prepared = prepare(source, assignments, device=_training_device(rows, device), held_out=held_out)
-    record |= {"n_steps": prepared.n_steps, "n_rows": prepared.n_steps * prepared.batch_size, "groups": groups.named()}
+    record |= {"n_steps": prepared.n_steps, "n_rows": prepared.n_steps * prepared.batch_size}
+    record |= {"groups": groups.named(), "groups_measured": groups.measured()}
     if before is None:
         make_folder(folder, record)
         groups.write(folder)

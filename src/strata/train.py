@@ -1,7 +1,8 @@
 """Training SAEs: preparing a training, and the ways into it from Python."""
 
+import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -82,10 +83,11 @@ def prepare(
             f" {source.n_rows()} a pass. Give more text or lower batch_size."
         )
     order = {"batch_size": config.batch_size, "n_epochs": config.num_epochs, "seed": config.seed}
-    rows = source.shuffled(**order, reads=reads(assignments))
+    samples = _Samples(source.shuffled(**order, reads=reads(assignments)), device)
     return Prepared(
-        learners=_learners(assignments, rows, n_steps=n_steps, device=device),
-        rows=rows,
+        learners=_learners(assignments, samples, n_steps=n_steps),
+        rows=samples.rows,
+        seconds=samples.seconds,
         batch_size=config.batch_size,
         n_steps=n_steps,
         metadata={key: origins(source, one) for key, one in assignments.items()},
@@ -94,21 +96,39 @@ def prepare(
     )
 
 
-def _learners(
-    assignments: Mapping[str, Assignment], rows: ShuffledRows, *, n_steps: int, device: str | None
-) -> dict[str, Learner]:
-    samples: dict[str, Tensor] = {}  # of one site at a time: they may be large
+class _Samples:
+    """The rows from which learners start, of one assignment at a time: they may be large.
 
-    def sample(site: str) -> Tensor:
-        if site not in samples:
-            samples[site] = rows.sample(_NORMALIZATION_ROWS, site=site).to(device)
-        return samples[site]
+    Args:
+        rows: of the training.
+        device: where they are wanted; None is where they are.
 
+    Attributes:
+        seconds: spent on them; a stream fills its buffer for the first one.
+    """
+
+    def __init__(self, rows: ShuffledRows, device: str | None) -> None:
+        self.rows, self._device, self.seconds = rows, device, 0.0
+        self._kept: dict[str, Tensor] = {}
+
+    def only(self, keys: Iterable[str | None]) -> None:
+        """Let go of all others."""
+        self._kept = {key: rows for key, rows in self._kept.items() if key in set(keys)}
+
+    def of(self, key: str) -> Tensor:
+        """The sample of a site, a group or its layers."""
+        if key not in self._kept:
+            start = time.perf_counter()
+            self._kept[key] = self.rows.sample(_NORMALIZATION_ROWS, site=key).to(self._device)
+            self.seconds += time.perf_counter() - start
+        return self._kept[key]
+
+
+def _learners(assignments: Mapping[str, Assignment], samples: _Samples, *, n_steps: int) -> dict[str, Learner]:
     learners = {}
     for key, one in assignments.items():
-        for other in samples.keys() - {one.site, one.target_site, layers_of(one.site)}:
-            del samples[other]
-        own = sample(one.site)
+        samples.only([one.site, one.target_site, layers_of(one.site)])
+        own = samples.of(one.site)
         learners[key] = Learner(
             one.config,
             n_steps=n_steps,
@@ -116,11 +136,11 @@ def _learners(
             site=one.site,
             score_dtype=fast_dtype(own.device),
             init=one.init,
-            target_sample=None if one.target_site is None else sample(one.target_site).to(own.device),
+            target_sample=None if one.target_site is None else samples.of(one.target_site).to(own.device),
             target_site=one.target_site,
             skip=one.skip,
             group=one.group,
-            layers=None if one.group is None else sample(layers_of(one.site)),
+            layers=None if one.group is None else samples.of(layers_of(one.site)),
         )
     return learners
 

@@ -274,12 +274,19 @@ class StoredRows:
         for group in self._draws.groups:
             layer = self._draws.layers(group, n_rows, part=[step])
             drawn = {}
-            for site, where in places(layer, group).items():
-                parts = {key: part[where] for key, part in self._parts(pieces, site).items()}
+            lengths = [rows.stop - rows.start for _, rows in pieces]
+            of_pieces = [places(part, group) for part in layer.split(lengths)]
+            for site in group.sites:
+                parts = self._parts(pieces, site, [drawn_here[site] for drawn_here in of_pieces])
                 drawn[site] = self._encodings[site].decode(parts)
             found |= join(group, layer, drawn)
         return found
 
-    def _parts(self, pieces: _Pieces, site: str) -> Parts:
+    def _parts(self, pieces: _Pieces, site: str, places_of: Sequence[Tensor] | None = None) -> Parts:
+        """The bytes of a site's rows, or of those at some places of each piece: no others are copied."""
         parts = [window.parts(site, self._encodings[site], rows) for window, rows in pieces]
+        if places_of is not None:
+            parts = [
+                {key: part[where] for key, part in one.items()} for one, where in zip(parts, places_of, strict=True)
+            ]
         return parts[0] if len(parts) == 1 else {key: torch.cat([p[key] for p in parts]) for key in parts[0]}

@@ -117,8 +117,9 @@ def fit_pca(
         for site in group:
             mean, directions = found[site].principal_components()
             for k in ks:
-                metadata = {"model_name": lm.name, "site": site, "k": k, "training_architecture": "pca"}
-                fitted[k][site] = pca_sae(mean, directions[:k], metadata=metadata).to(lm.device)
+                n = min(k, len(directions))
+                metadata = {"model_name": lm.name, "site": site, "k": n, "training_architecture": "pca"}
+                fitted[k][site] = pca_sae(mean, directions[:n], metadata=metadata).to(lm.device)
     return fitted
 
 

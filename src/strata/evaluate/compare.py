@@ -1,22 +1,21 @@
 """Runs side by side: their suites, baselines, shared features, tasks, on the same held-out text."""
 
-import hashlib
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from strata.errors import UserError
 from strata.evaluate.baselines import fit_pca
-from strata.evaluate.bench import Bench, check_task_names, common_text, open_benches
 from strata.evaluate.circuit_curves import circuit_curves
 from strata.evaluate.lm_eval_suites import check_lm_eval, clean_lm_eval, lm_eval_suites
-from strata.evaluate.overlap import shared_share
+from strata.evaluate.opened import Opened, by_model, check_task_names, common_text, opened
+from strata.evaluate.overlap import overlaps
 from strata.evaluate.parts import Parts, stamps
-from strata.evaluate.run_costs import cost_of
 from strata.evaluate.runs import Run, Suite, open_run, open_suites
-from strata.evaluate.suites import evaluate_suites
+from strata.evaluate.suite_costs import cost_of
+from strata.evaluate.suites import SAEsBySuite, evaluate_suites
 from strata.evaluate.tasks.base import TaskPairs
 from strata.evaluate.tasks.scores import task_scores
 from strata.evaluate_config import EvaluateConfig
@@ -30,21 +29,19 @@ _MEANS = (
 )
 _RELATIVE = ("ce_loss_score", "kl_div_score", "delta_ce_percent")
 
-Suites = Mapping[str, Mapping[str, SAE]]
-
 
 def compare_runs(config: EvaluateConfig, *, keep: Path | None = None, progress: bool = True) -> dict[str, Any]:
     """Evaluate all suites of SAEs of all runs on held-out documents of their text.
 
     The runs have to be of one text, read with one context length: numbers of different text say nothing side by side.
-    They may be of different language models; each is loaded once, and all its suites share its unchanged and
+    They may be of different language models; one is loaded at a time, and all its suites share its unchanged and
     zero-ablated passes. A run on random weights (`strata.lm.random_weights`) is compared in reconstruction and
     sparsity: its cross-entropies are told, but what is relative to them is None, and it does no tasks, since a model
     that predicts by chance has nothing to lose.
 
     What took long is kept as it is found (`Parts`): the suites of a language model, a task, its circuits, a suite's
-    results of lm-eval. Tasks of lm-eval are first run on the models themselves, since only then it is known whether
-    their data can be had.
+    results of lm-eval. Tasks of lm-eval are first run on the model itself, since only then it is known whether their
+    data can be had.
 
     Args:
         config: the evaluation.
@@ -61,165 +58,162 @@ def compare_runs(config: EvaluateConfig, *, keep: Path | None = None, progress: 
         learned, what `lm_eval_suites` returns. Undefined numbers are None.
 
     Raises:
-        UserError: what cannot be evaluated, before anything is.
+        UserError: what cannot be evaluated; of a language model, before anything is measured on it.
     """
     check_task_names(config.tasks)
     check_lm_eval(config)
     runs = [open_run(Path(run)) for run in config.runs]
     data = common_text(runs, config)
     suites = open_suites(runs, progress=progress)
-    benches = open_benches(suites, data, config, progress=progress)
-    parts = Parts(keep, of=_identity(config, runs, benches), progress=progress)
-    for bench in _harnessed(benches, config):
-        clean_lm_eval(bench.lm, config, parts=parts, progress=progress)
-    found = [_of_bench(bench, data, config, parts=parts, progress=progress) for bench in benches]
+    models = by_model(suites)
+    parts = Parts(keep, of=_identity(config, runs), progress=progress)
+    found = [_of_model(own, data, config, alone=len(models) == 1, parts=parts, progress=progress) for own in models]
     described = {name: suite for one in found for name, suite in one["suites"].items()}
     common = [site for site in suites[0].saes if all(site in suite.saes for suite in suites)]
     for suite in described.values():
         suite["means"] = _means(suite["sites"], common)
-    counts = {b.lm.name: {"n_rows": _n_rows(b), "n_tokens": b.n_tokens} for b in benches}
+    counts = {name: numbers for one in found for name, numbers in one["models"].items()}
     return {
         "text": {"data": data, "context_tokens": runs[0].config["context_tokens"], "models": counts},
         "mean_sites": common,
         "suites": described,
-        "overlap": overlaps(suites, progress=progress),
-        **{key: [item for one in found for item in one[key]] for key in ("tasks", "circuits", "lm_eval")},
+        **{key: [item for one in found for item in one[key]] for key in ("overlap", "tasks", "circuits", "lm_eval")},
     }
 
 
-def _of_bench(bench: Bench, data: str, config: EvaluateConfig, *, parts: Parts, progress: bool) -> dict[str, Any]:
-    """What is found with one language model: ``suites``, ``tasks``, ``circuits``, ``lm_eval``."""
-    pca = _pca_suites(bench, data, config, progress=progress) if config.pca else {}
-    of_runs = {suite.name: suite.saes for suite in bench.suites}
-    saes = {**of_runs, **pca}
-    return {
-        "suites": _described(bench, pca, _measured(bench, saes, config, parts=parts, progress=progress)),
-        "tasks": [_task(bench.lm, pairs, saes, parts=parts, progress=progress) for pairs in bench.tasks],
-        "circuits": [
-            curve
-            for pairs in (bench.tasks if config.circuits else [])
-            for curve in _circuits(bench.lm, pairs, of_runs, parts=parts, progress=progress)
-        ],
-        "lm_eval": [
-            lm_eval_suites(one.lm, saes, config, parts=parts, progress=progress) for one in _harnessed([bench], config)
-        ],
-    }
+def _of_model(
+    suites: list[Suite], data: str, config: EvaluateConfig, *, alone: bool, parts: Parts, progress: bool
+) -> dict[str, Any]:
+    """What is found with one language model: ``models``, ``suites``, ``overlap``, ``tasks``, ``circuits``, ``lm_eval``.
+
+    Args:
+        suites: of the model.
+        data: the text.
+        config: the evaluation.
+        alone: whether there is no other model, from which its baselines were to be told.
+        parts: what was found before, and where this goes.
+        progress: say on stderr what happens.
+    """
+    of_runs = {suite.name: suite.saes for suite in suites}
+    with opened(suites, data, config, progress=progress) as one:
+        parts = parts.within(one.lm.name, one.text_sha256())
+        with_harness = bool(config.lm_eval) and not one.random
+        if with_harness:
+            clean_lm_eval(one.lm, config, parts=parts, progress=progress)
+        pca = _pca_suites(one, config, alone=alone, progress=progress) if config.pca else {}
+        _check_names(of_runs, pca)
+        saes = {**of_runs, **pca}
+        return {
+            "models": {one.lm.name: {"n_rows": one.n_rows, "n_tokens": one.n_tokens}},
+            "suites": _described(one, pca, _measured(one, saes, config, parts=parts, progress=progress)),
+            "overlap": overlaps(suites, progress=progress),
+            "tasks": [_task(one.lm, pairs, saes, parts=parts, progress=progress) for pairs in one.tasks],
+            "circuits": _circuits(one, of_runs, config, parts=parts, progress=progress),
+            "lm_eval": [lm_eval_suites(one.lm, saes, config, parts=parts, progress=progress)] if with_harness else [],
+        }
 
 
-def _harnessed(benches: Sequence[Bench], config: EvaluateConfig) -> list[Bench]:
-    """Those on whose models tasks of lm-eval are run: not on those that have learned nothing."""
-    return [bench for bench in benches if config.lm_eval and not bench.random]
+def _check_names(of_runs: SAEsBySuite, pca: SAEsBySuite) -> None:
+    twice = next((name for name in of_runs if name in pca), None)
+    if twice is not None:
+        raise UserError(
+            f"`runs` must not be called like a baseline. Got {twice!r}. Give the run's folder another name, or leave"
+            " the baseline out with --no-pca."
+        )
 
 
-def _identity(config: EvaluateConfig, runs: Sequence[Run], benches: Sequence[Bench]) -> Any:
-    """What the numbers depend on: the settings, the files of the runs and of own tasks, the held-out tokens, Strata."""
+def _identity(config: EvaluateConfig, runs: Sequence[Run]) -> Any:
+    """What the numbers depend on, but for the held-out tokens: settings, files of the runs and of own tasks, Strata."""
     settings = asdict(config) | {"overwrite": None, "out": None}
     files = [path for run in runs for path in (run.folder / "run.json", run.folder / "sae")]
     own = [Path(name) for name in config.lm_eval if Path(name).is_file()]
     own += [] if config.lm_eval_path == "none" else [Path(config.lm_eval_path)]
-    text = hashlib.sha256()
-    for batch in (batch for bench in benches for batch in bench.batches):
-        text.update(batch.input_ids.cpu().numpy().tobytes())
-    return [version("strata-sae"), settings, stamps([*files, *own]), text.hexdigest()]
+    return [version("strata-sae"), settings, stamps([*files, *own])]
 
 
-def overlaps(suites: Sequence[Suite], *, progress: bool = True) -> list[dict[str, Any]]:
-    """The share of features that suites have in common, for those pairs of which it can be asked.
+def _pca_suites(one: Opened, config: EvaluateConfig, *, alone: bool, progress: bool) -> dict[str, dict[str, SAE]]:
+    """Principal components at all sites, as many as there are of each k among the SAEs, fitted on the SAEs' own text.
 
-    These are suites of the same language model whose settings are all the same but the seed, and whose groups are the
-    same; or whose settings are all the same, one of them layer-wise and the other in groups.
-
-    Returns:
-        For each pair ``a``, ``b``, ``differ`` ("seed" or "groups"), ``sites`` (site → `shared_share`), ``mean``.
+    Where runs are of several texts, which have then been told to be measured on one, there are suites for each.
     """
-    found = []
-    for a, b in itertools.combinations(suites, 2):
-        sites = [site for site in a.saes if site in b.saes]
-        differ = _difference(a, b)
-        if differ is None or not sites:
-            continue
-        say(f"features in common: {a.name} and {b.name}", shown=progress)
-        shares = {site: shared_share(a.saes[site], b.saes[site]) for site in sites}
-        mean = sum(shares.values()) / len(shares)
-        found.append({"a": a.name, "b": b.name, "differ": differ, "sites": shares, "mean": mean})
+    text_of = {suite.run.text_key: suite.run.data for suite in reversed(one.suites)}
+    texts = dict.fromkeys(text_of[suite.run.text_key] for suite in one.suites)
+    found = {}
+    for text in texts:
+        own = [suite for suite in one.suites if text_of[suite.run.text_key] == text]
+        beside = ("" if alone else f" of {one.lm.name}") + (f", fitted on {text}" if len(texts) > 1 else "")
+        for k, saes in _fitted(one.lm, text, own, config, progress=progress).items():
+            found[f"PCA, {k} components{beside}"] = saes
     return found
 
 
-def _difference(a: Suite, b: Suite) -> str | None:
-    """In what alone two suites differ; None where that is nothing to compare features by."""
-    if (a.run.model_key, a.run.random_weights) != (b.run.model_key, b.run.random_weights):
-        return None
-    unlike = {key for key in a.settings.keys() | b.settings.keys() if a.settings.get(key) != b.settings.get(key)}
-    same_groups = a.groups == b.groups or (a.is_layer_wise and b.is_layer_wise)
-    if unlike == {"seed"} and same_groups:
-        return "seed"
-    return "groups" if not unlike and a.is_layer_wise != b.is_layer_wise else None
-
-
-def _pca_suites(bench: Bench, data: str, config: EvaluateConfig, *, progress: bool) -> dict[str, dict[str, SAE]]:
-    """Principal components at all sites, one suite for each k among the SAEs."""
-    sites = list(dict.fromkeys(site for suite in bench.suites for site in suite.saes))
-    ks = sorted({suite.k for suite in bench.suites})
-    say(f"fitting principal components at {len(sites)} site(s)", shown=progress)
-    run = bench.suites[0].run
-    fitted = fit_pca(
-        bench.lm,
-        data,
-        sites=sites,
-        ks=ks,
-        context_tokens=run.config["context_tokens"],
-        text_batch_size=run.text_batch_size,
-        lm_dtype=config.lm_dtype,
-    )
-    of_model = f" of {bench.lm.name}" if bench.random else ""
-    return {f"PCA, {k} components{of_model}": fitted[k] for k in ks}
+def _fitted(
+    lm: LanguageModel, text: str, suites: Sequence[Suite], config: EvaluateConfig, *, progress: bool
+) -> dict[int, dict[str, SAE]]:
+    sites = list(dict.fromkeys(site for suite in suites for site in suite.saes))
+    widest = max(lm.d_in(site) for site in sites)
+    say(f"fitting principal components at {len(sites)} site(s) on {text}", shown=progress)
+    try:
+        return fit_pca(
+            lm,
+            text,
+            sites=sites,
+            ks=sorted({min(suite.k, widest) for suite in suites}),
+            context_tokens=suites[0].run.config["context_tokens"],
+            text_batch_size=suites[0].run.text_batch_size,
+            lm_dtype=config.lm_dtype,
+        )
+    except UserError as error:
+        raise UserError(
+            f"Principal components are fitted on the text of the runs: {error} Or leave them out with --no-pca."
+        ) from error
 
 
 def _measured(
-    bench: Bench, saes: Suites, config: EvaluateConfig, *, parts: Parts, progress: bool
+    one: Opened, saes: SAEsBySuite, config: EvaluateConfig, *, parts: Parts, progress: bool
 ) -> dict[str, dict[str, Any]]:
     """`evaluate_suites`, without what a model that learned nothing cannot lose."""
 
     def measure() -> dict[str, dict[str, Any]]:
-        say(f"evaluating {len(saes)} suite(s) on {bench.n_tokens} held-out tokens", shown=progress)
-        return evaluate_suites(bench.lm, saes, bench.batches, lm_dtype=config.lm_dtype)
+        say(f"evaluating {len(saes)} suite(s) on {one.n_tokens} held-out tokens", shown=progress)
+        return evaluate_suites(one.lm, saes, one.batches, lm_dtype=config.lm_dtype)
 
-    measured = parts.of("suites", bench.lm.name, make=measure)
-    if bench.random:
+    measured = parts.of("suites", make=measure)
+    if one.random:
         for result in measured.values():
             for numbers in (*result["sites"].values(), result["all_sites"]):
                 numbers |= dict.fromkeys(_RELATIVE)
     return measured
 
 
-def _described(bench: Bench, pca: Suites, measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _described(one: Opened, pca: SAEsBySuite, measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What is said of each suite of a language model, but for the means."""
-    for suite in bench.suites:
+    for suite in one.suites:
         for site, numbers in measured[suite.name]["sites"].items():
             numbers |= suite.dead(site)
-    about = {suite.name: _about(suite, bench) for suite in bench.suites}
-    about |= {name: _about_pca(one) for name, one in pca.items()}
-    model = {"model": bench.lm.name, "random_weights": bench.random}
+    about = {suite.name: _about(suite, one) for suite in one.suites}
+    about |= {name: _about_pca(saes) for name, saes in pca.items()}
+    model = {"model": one.lm.name, "random_weights": one.random}
     return {
         name: {**model, **about[name], **{key: numbers[key] for key in ("sites", "all_sites")}}
         for name, numbers in measured.items()
     }
 
 
-def _about(suite: Suite, bench: Bench) -> dict[str, Any]:
-    beside = [other for other in bench.suites if other.run is suite.run]
+def _about(suite: Suite, one: Opened) -> dict[str, Any]:
+    beside = [other for other in one.suites if other.run is suite.run]
     return {
         "kind": "sae",
         "run": str(suite.run.folder),
         "settings": suite.settings,
         "groups": suite.groups,
         "d_sae": [d_sae for _, d_sae in suite.widths],
-        "cost": cost_of(suite, bench.lm, beside=beside),
+        "cost": cost_of(suite, one.lm, beside=beside),
     }
 
 
 def _about_pca(saes: Mapping[str, SAE]) -> dict[str, Any]:
-    k = next(iter(saes.values())).metadata["k"]
+    k = max(sae.metadata["k"] for sae in saes.values())
     return {
         "kind": "pca",
         "run": None,
@@ -230,7 +224,7 @@ def _about_pca(saes: Mapping[str, SAE]) -> dict[str, Any]:
     }
 
 
-def _task(lm: LanguageModel, pairs: TaskPairs, suites: Suites, *, parts: Parts, progress: bool) -> dict[str, Any]:
+def _task(lm: LanguageModel, pairs: TaskPairs, suites: SAEsBySuite, *, parts: Parts, progress: bool) -> dict[str, Any]:
     """Scores of the model as it is, and with each suite in place of all its sites.
 
     With the SAEs' errors added back the model computes what it computes without SAEs (`strata.lm.attach`): there is no
@@ -242,15 +236,21 @@ def _task(lm: LanguageModel, pairs: TaskPairs, suites: Suites, *, parts: Parts, 
         of_suites = {name: task_scores(lm, pairs, saes) for name, saes in suites.items()}
         return {"task": pairs.name, "model": lm.name, "clean": task_scores(lm, pairs), "suites": of_suites}
 
-    return parts.of("task", lm.name, pairs.name, make=scores)
+    return parts.of("task", pairs.name, make=scores)
 
 
 def _circuits(
-    lm: LanguageModel, pairs: TaskPairs, suites: Suites, *, parts: Parts, progress: bool
+    one: Opened, suites: SAEsBySuite, config: EvaluateConfig, *, parts: Parts, progress: bool
 ) -> list[dict[str, Any]]:
-    return parts.of(
-        *("circuits", lm.name, pairs.name), make=lambda: circuit_curves(lm, pairs, suites, progress=progress)
-    )
+    if config.circuits == "none":
+        return []
+    method = config.circuits
+
+    def curves(pairs: TaskPairs) -> list[dict[str, Any]]:
+        return circuit_curves(one.lm, pairs, suites, method=method, progress=progress)
+
+    of_tasks = [parts.of("circuits", pairs.name, make=lambda pairs=pairs: curves(pairs)) for pairs in one.tasks]
+    return [curve for of_task in of_tasks for curve in of_task]
 
 
 def _means(sites: Mapping[str, Mapping[str, Any]], common: Sequence[str]) -> dict[str, float | None]:
@@ -261,7 +261,3 @@ def _means(sites: Mapping[str, Mapping[str, Any]], common: Sequence[str]) -> dic
         known = [one[key] for one in numbers if one.get(key) is not None]
         means[key] = sum(known) / len(known) if len(known) == len(numbers) else None
     return means
-
-
-def _n_rows(bench: Bench) -> int:
-    return sum(int(batch.is_row.sum()) for batch in bench.batches)

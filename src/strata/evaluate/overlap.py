@@ -1,4 +1,8 @@
-"""How many features two SAEs have in common."""
+"""How many features SAEs have in common: two of a site, and suites that differ in one thing alone."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -6,6 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from strata.errors import UserError
+from strata.evaluate.runs import Suite
+from strata.log import say
 from strata.sae.model import SAE
 
 SAME_FEATURE_COSINE = 0.7
@@ -13,6 +19,42 @@ _PRODUCT_BYTES = 64 * 2**20
 
 Cosines = Float[Tensor, " latents"]
 Numbers = Int[Tensor, " latents"]
+
+
+def overlaps(suites: Sequence[Suite], *, progress: bool = True) -> list[dict[str, Any]]:
+    """The share of features that suites have in common, for those pairs of which it can be asked.
+
+    These are suites of the same language model that were trained on the same rows (text, context length, number, and
+    whence), whose settings are all the same but the seed, and whose groups are the same; or whose settings are all the
+    same, one of them layer-wise and the other in groups. The latter have one seed and so set out from the same random
+    directions, which the former do not: by that alone they have more in common.
+
+    Returns:
+        For each pair ``a``, ``b``, ``differ`` ("seed" or "groups"), ``same_start`` (whether their seeds are equal),
+        ``sites`` (site → `shared_share`), ``mean``.
+    """
+    found = []
+    for a, b in itertools.combinations(suites, 2):
+        sites = [site for site in a.saes if site in b.saes]
+        differ = _difference(a, b)
+        if differ is None or not sites:
+            continue
+        say(f"features in common: {a.name} and {b.name}", shown=progress)
+        shares = {site: shared_share(a.saes[site], b.saes[site]) for site in sites}
+        start = {"differ": differ, "same_start": differ != "seed"}
+        found.append({"a": a.name, "b": b.name, **start, "sites": shares, "mean": sum(shares.values()) / len(shares)})
+    return found
+
+
+def _difference(a: Suite, b: Suite) -> str | None:
+    """In what alone two suites differ; None where that is nothing to compare features by."""
+    if (a.run.model_key, a.run.rows_key) != (b.run.model_key, b.run.rows_key):
+        return None
+    unlike = {key for key in a.settings.keys() | b.settings.keys() if a.settings.get(key) != b.settings.get(key)}
+    same_groups = a.groups == b.groups or (a.is_layer_wise and b.is_layer_wise)
+    if unlike == {"seed"} and same_groups:
+        return "seed"
+    return "groups" if not unlike and a.is_layer_wise != b.is_layer_wise else None
 
 
 @torch.no_grad()

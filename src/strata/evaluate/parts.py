@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,16 @@ class Parts:
     def __init__(self, path: Path | None, *, of: Any, progress: bool = True) -> None:
         self._path = path
         self._of = hashlib.sha256(json.dumps(of, default=str).encode()).hexdigest()
+        self._within: tuple[str, ...] = ()
         self._found: dict[str, Any] = {} if path is None else _read(path, self._of)
         if self._found:
             say(f"going on: {len(self._found)} part(s) were finished before", shown=progress)
+
+    def within(self, *name: str) -> "Parts":
+        """The parts of a part, which no other's are called like."""
+        own = copy(self)
+        own._within = (*self._within, *name)
+        return own
 
     def of(self, *name: str | None, make: Callable[[], Any]) -> Any:
         """A part: the one that was finished before, or a new one.
@@ -41,7 +49,7 @@ class Parts:
         Raises:
             UserError: the file cannot be written.
         """
-        key = json.dumps(name)
+        key = json.dumps((*self._within, *name))
         if key not in self._found:
             self._found[key] = as_json(make())
             self._write()

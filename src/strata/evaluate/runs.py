@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.errors import UserError
+from strata.evaluate.suites import by_suite
 from strata.formats import native
 from strata.log import say
 from strata.sae.model import SAE, Transcoder
@@ -41,20 +42,34 @@ class Run:
         return self.config["sae"]["text_batch_size"]
 
     @property
-    def random_weights(self) -> bool:
-        """Whether its language model had learned nothing (`strata.lm.random_weights`)."""
-        return bool(self.config.get("random_weights", False))
+    def random_seed(self) -> int | None:
+        """Of the weights of a language model that had learned nothing (`strata.lm.random_weights`); None of others."""
+        return self.config["sae"].get("seed", 0) if self.config.get("random_weights", False) else None
 
     @property
-    def model_key(self) -> tuple[str, str]:
-        """What two runs of the same language model have in common: its name and the hash of its weights."""
-        return self.config["model"], str(self.record.get("model", {}).get("weights_sha256"))
+    def model_key(self) -> tuple[str, int | None]:
+        """What two runs of the same language model have in common: its name and `random_seed`."""
+        return self.config["model"], self.random_seed
 
     @property
     def text_key(self) -> tuple[str, int]:
         """What two runs of the same text have in common: fingerprint (else name) and context length."""
         fingerprint = self.record.get("text", {}).get("texts", {}).get("fingerprint", "unknown")
         return (self.data if fingerprint == "unknown" else fingerprint), self.config["context_tokens"]
+
+    @property
+    def rows_key(self) -> tuple[Any, ...]:
+        """What two runs on the same rows have in common: text, number of rows, and whence they came."""
+        return *self.text_key, self.record.get("n_rows"), self.config.get("activations", "stream")
+
+    @property
+    def hardware(self) -> str | None:
+        """Where its seconds were measured, in words; None where its record does not tell."""
+        told = self.record.get("hardware")
+        if not told:
+            return None
+        device, cpu = told.get("device"), f"{told.get('cpu')}, {told.get('n_threads')} of {told.get('n_cores')} cores"
+        return cpu if device == "cpu" else f"{device} ({cpu})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +122,9 @@ class Suite:
 
 @dataclass(frozen=True)
 class _Found:
-    """An SAE in a run's folder: what it was trained as, which settings of a sweep it has, and itself."""
+    """An SAE in a run's folder: where, what it was trained as, which settings of a sweep it has, and itself."""
 
+    path: str
     key: str
     label: str
     site: str
@@ -183,10 +199,9 @@ def _saes_of(run: Run, *, progress: bool) -> list[_Found]:
             n_transcoders += 1
             continue
         parts = list(place.relative_to(root).parts)
-        site = sae.metadata.get("site") or parts[0]
-        own = parts[:-1] if len(parts) > 1 and parts[-1] == site else parts
-        label = next((part for part in parts if "=" in part), "")
-        found.append(_Found("/".join(own), label, site, sae))
+        site = sae.metadata["site"] = sae.metadata.get("site") or parts[0]
+        path, label = "/".join(parts), next((part for part in parts if "=" in part), "")
+        found.append(_Found(path, path.removesuffix(f"/{site}"), label, site, sae))
     if n_transcoders:
         say(f"{run.folder}: {n_transcoders} transcoder(s) left out; `strata evaluate` is for SAEs", shown=progress)
     if not found:
@@ -198,16 +213,10 @@ def _saes_of(run: Run, *, progress: bool) -> list[_Found]:
 
 
 def _pack(found: Sequence[_Found], label: str) -> list[list[_Found]]:
-    """The SAEs of a label in parts that hold each site once; those trained as one stay together."""
-    parts: list[list[_Found]] = []
-    for key in dict.fromkeys(one.key for one in found if one.label == label):
-        group = [one for one in found if one.key == key]
-        sites = {one.site for one in group}
-        free = next((part for part in parts if not sites & {one.site for one in part}), None)
-        if free is None:
-            parts.append(free := [])
-        free += group
-    return [sorted(part, key=lambda one: _depth(one.site)) for part in parts]
+    """The SAEs of a label as suites, see `by_suite`, each in the order of its sites."""
+    of_label = {one.path: one for one in found if one.label == label}
+    suites = by_suite({path: one.sae for path, one in of_label.items()})
+    return [sorted((of_label[path] for path in suite), key=lambda one: _depth(one.site)) for suite in suites]
 
 
 def _depth(site: str) -> list[tuple[int, str]]:

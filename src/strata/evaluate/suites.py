@@ -24,7 +24,7 @@ from strata.evaluate.language_loss import (
     pieces,
     predicts_next_token,
 )
-from strata.evaluate.sums import SiteRows
+from strata.evaluate.sums import SiteSums
 from strata.lm.attach import Attachable, Attachment
 from strata.lm.model import LanguageModel
 from strata.lm.partial import block_outputs, first_needed_block, starting_at
@@ -35,12 +35,38 @@ from strata.shapes import SparseCode
 _FIRST_ROWS = 4096  # of each site, from which attention sinks are told
 _CHUNK_ROWS = 8192  # encoded at a time where no language model runs beside
 
-Suites = Mapping[str, Mapping[str, SAE]]
+SAEsBySuite = Mapping[str, Mapping[str, SAE]]
+"""Suite → site → SAE."""
+
+
+def by_suite(saes: Mapping[str, SAE]) -> list[dict[str, SAE]]:
+    """SAEs of a training in suites that hold each site at most once, as few as there are SAEs at a site.
+
+    Layers of a group stay together: their keys are the group's name, a slash and the site (`per_layer`). Each goes into
+    the first suite that has none of its sites yet.
+
+    Args:
+        saes: by key, in the order of training; each names its site in its metadata.
+    """
+    trained: dict[str, dict[str, SAE]] = {}
+    for key, sae in saes.items():
+        trained.setdefault(key.removesuffix(f"/{sae.metadata['site']}"), {})[key] = sae
+    suites: list[dict[str, SAE]] = []
+    for group in trained.values():
+        free = next((suite for suite in suites if not _sites(suite) & _sites(group)), None)
+        if free is None:
+            suites.append(free := {})
+        free |= group
+    return suites
+
+
+def _sites(saes: Mapping[str, SAE]) -> set[str]:
+    return {sae.metadata["site"] for sae in saes.values()}
 
 
 @torch.inference_mode()
 def evaluate_suites(
-    lm: LanguageModel, suites: Suites, batches: Sequence[TokenBatch], *, lm_dtype: str = "auto"
+    lm: LanguageModel, suites: SAEsBySuite, batches: Sequence[TokenBatch], *, lm_dtype: str = "auto"
 ) -> dict[str, dict[str, Any]]:
     """Evaluate several suites of SAEs on the same held-out text.
 
@@ -134,8 +160,8 @@ class _Clean:
 
 
 def _run(
-    lm: LanguageModel, suites: Suites, batches: Sequence[TokenBatch], lm_dtype: str
-) -> tuple[dict[str, SiteRows], _Losses]:
+    lm: LanguageModel, suites: SAEsBySuite, batches: Sequence[TokenBatch], lm_dtype: str
+) -> tuple[dict[str, SiteSums], _Losses]:
     """All passes over all batches."""
     rows = _site_rows(suites)
     losses = _Losses(zeroed={site: LossSums() for site in rows})
@@ -180,7 +206,9 @@ def _clean_passes(
         yield _Clean(batch, predictions, log_probs, outputs, autocast_dtype)
 
 
-def _rows_only(lm: LanguageModel, suites: Suites, batches: Sequence[TokenBatch], lm_dtype: str) -> dict[str, SiteRows]:
+def _rows_only(
+    lm: LanguageModel, suites: SAEsBySuite, batches: Sequence[TokenBatch], lm_dtype: str
+) -> dict[str, SiteSums]:
     """One pass over all batches that ends at the last site."""
     rows = _site_rows(suites)
     autocast_dtype = forward_dtype(lm, lm_dtype)
@@ -193,11 +221,11 @@ def _rows_only(lm: LanguageModel, suites: Suites, batches: Sequence[TokenBatch],
     return rows
 
 
-def _site_rows(suites: Suites) -> dict[str, SiteRows]:
+def _site_rows(suites: SAEsBySuite) -> dict[str, SiteSums]:
     """Every site of a suite, in the order of the suites."""
     sites = dict.fromkeys(site for saes in suites.values() for site in saes)
     return {
-        site: SiteRows(
+        site: SiteSums(
             site, {name: saes[site] for name, saes in suites.items() if site in saes}, n_first_rows=_FIRST_ROWS
         )
         for site in sites
@@ -205,7 +233,7 @@ def _site_rows(suites: Suites) -> dict[str, SiteRows]:
 
 
 def _result(
-    lm: LanguageModel, name: str, sites: list[str], rows: Mapping[str, SiteRows], losses: _Losses | None
+    lm: LanguageModel, name: str, sites: list[str], rows: Mapping[str, SiteSums], losses: _Losses | None
 ) -> dict[str, Any]:
     if losses is None:
         return {"sites": {site: rows[site].numbers(name) | UNDEFINED for site in sites}, "all_sites": dict(UNDEFINED)}
@@ -246,7 +274,7 @@ def _counts(batches: Sequence[TokenBatch]) -> dict[str, int]:
     }
 
 
-def _check(lm: LanguageModel, suites: Suites, batches: Sequence[TokenBatch]) -> None:
+def _check(lm: LanguageModel, suites: SAEsBySuite, batches: Sequence[TokenBatch]) -> None:
     if not suites:
         raise UserError("`suites` must hold at least one suite. Got none. Give {name: {site: sae}}.")
     for name, saes in suites.items():

@@ -144,7 +144,7 @@ class ReconstructionSums:
         return {key: value if math.isfinite(value) else None for key, value in numbers.items()}
 
 
-class SiteRows:
+class SiteSums:
     """The rows of one site as they come, and what the SAEs of several suites make of them.
 
     Which rows are attention sinks is told from the first ones: `Normalization` is estimated on them and then frozen,

@@ -14,7 +14,7 @@ from strata.errors import UserError
 from strata.evaluate.compare import compare_runs
 from strata.evaluate_config import EvaluateConfig
 from strata.report.comparison_tables import tables
-from strata.report.cost_plot import cost_plot, points
+from strata.report.cost_plot import cost_plot, left_out, points
 
 HERE = Path(__file__).parent
 _RECORD = "evaluation.json"
@@ -64,14 +64,14 @@ def write_comparison(found: dict[str, Any], folder: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    plots = _plots(found["suites"])
+    plots = _plots(found)
     title = _title([name for name, suite in found["suites"].items() if suite["kind"] == "sae"])
     unfinished = _unfinished(folder) / "whole"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         write_json(unfinished / _RECORD, found)
-        (unfinished / "evaluation.md").write_text(_markdown(found, title), encoding="utf-8")
+        (unfinished / "evaluation.md").write_text(_markdown(found, title, list(plots)), encoding="utf-8")
         for name, plot in plots.items():
             (unfinished / f"{name}.svg").write_text(plot + "\n", encoding="utf-8")
         (unfinished / "index.html").write_text(_page(found, title, plots), encoding="utf-8")
@@ -89,10 +89,10 @@ def _unfinished(folder: Path) -> Path:
     return folder.with_name(f".unfinished-{folder.name}")
 
 
-def _plots(suites: dict[str, Any]) -> dict[str, str]:
+def _plots(found: dict[str, Any]) -> dict[str, str]:
     """File name → SVG."""
-    fvu = points(suites, lambda suite: suite["means"]["fvu"])
-    loss = points(suites, lambda suite: suite["means"]["delta_ce_percent"])
+    fvu = points(found, lambda suite: suite["means"]["fvu"])
+    loss = points(found, lambda suite: suite["means"]["delta_ce_percent"])
     drawn = {
         "fvu": cost_plot(fvu, title="FVU against cost", y_title="FVU, mean over sites"),
         "delta_ce": cost_plot(loss, title="ΔCE against cost", y_title="ΔCE in %, mean over sites"),
@@ -105,14 +105,16 @@ def _title(names: list[str]) -> str:
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def _markdown(found: dict[str, Any], title: str) -> str:
+def _markdown(found: dict[str, Any], title: str, plots: list[str]) -> str:
     text = found["text"]
     models = (f"{name}: {n['n_rows']:,} rows of {n['n_tokens']:,} tokens" for name, n in text["models"].items())
     about = (
         f"Held-out documents of {text['data']}, {text['context_tokens']} tokens of context ({'; '.join(models)})."
         f" Strata {found['strata_version']}, {found['date']}."
     )
-    return "\n\n".join([f"# Evaluation of {title}", about, *(table.markdown() for table in tables(found))]) + "\n"
+    drawn = [f"![{name}]({name}.svg)" for name in plots] + left_out(found)
+    shown = ["## Quality against cost", *drawn] if drawn else []
+    return "\n\n".join([f"# Evaluation of {title}", about, *shown, *(t.markdown() for t in tables(found))]) + "\n"
 
 
 def _page(found: dict[str, Any], title: str, plots: dict[str, str]) -> str:
@@ -127,6 +129,7 @@ def _page(found: dict[str, Any], title: str, plots: dict[str, str]) -> str:
         context_tokens=found["text"]["context_tokens"],
         date=found["date"],
         plots=[Markup(plot) for plot in plots.values()],
+        left_out=left_out(found),
         tables=tables(found),
         version=found["strata_version"],
     )

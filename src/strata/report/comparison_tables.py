@@ -88,8 +88,11 @@ def _together(found: Found) -> Table:
 
 
 def _costs(found: Found) -> Table:
-    head = ["Suite", "SAE steps", "Rows per SAE", "SAE FLOPs", "Model FLOPs", "SAE seconds", "Seconds for rows"]
     suites = {name: suite["cost"] for name, suite in found["suites"].items() if suite["cost"] is not None}
+    divided = any(cost["divided"] for cost in suites.values())
+    grouped = any(cost["grouping_rows"] for cost in suites.values())
+    elsewhere = len({cost["hardware"] for cost in suites.values()}) > 1
+    head = ["Suite", "SAE steps", "Rows per SAE", "SAE FLOPs", "Model FLOPs", "SAE seconds", "Seconds for rows"]
     rows = [
         [
             name + (" *" if cost["divided"] else ""),
@@ -99,10 +102,11 @@ def _costs(found: Found) -> Table:
             _flops(cost["lm_flops"]),
             duration(cost["sae_seconds"]),
             duration(cost["rows_seconds"]),
+            *([_of_grouping(cost)] if grouped else []),
+            *([cost["hardware"] or MISSING] if elsewhere else []),
         ]
         for name, cost in suites.items()
     ]
-    divided = any(cost["divided"] for cost in suites.values())
     return Table(
         "Cost of training",
         "FLOPs are counted (design: 2·d·h + 10·k·d for each row and SAE; the language model's blocks up to the deepest"
@@ -112,10 +116,23 @@ def _costs(found: Found) -> Table:
             " all the rows."
             if divided
             else ""
-        ),
-        head,
+        )
+        + (" What it took to find groups is part of the model's FLOPs and the rows' seconds." if grouped else "")
+        + (" Seconds of different hardware say nothing side by side." if elsewhere else ""),
+        [*head, *(["Of these to find groups"] if grouped else []), *(["Hardware"] if elsewhere else [])],
         rows,
     )
+
+
+def _of_grouping(cost: Found) -> str:
+    if not cost["grouping_rows"]:
+        return MISSING
+    parts = (
+        f"{show(cost['grouping_rows'], 'count')} rows",
+        _flops(cost["grouping_flops"]),
+        duration(cost["grouping_seconds"]),
+    )
+    return ", ".join(parts)
 
 
 def _by_site(found: Found, key: str) -> Table:
@@ -144,16 +161,21 @@ def _overlap(found: Found) -> Table:
     pairs = found["overlap"]
     sites = list(dict.fromkeys(site for pair in pairs for site in pair["sites"]))
     shown = [
-        [f"{pair['a']} and {pair['b']}", pair["differ"], show(pair["mean"], "share")]
+        [f"{pair['a']} and {pair['b']}", _differ(pair), show(pair["mean"], "share")]
         + [show(pair["sites"].get(site), "share") for site in sites]
         for pair in pairs
     ]
     return Table(
         "Features in common",
-        "Share of features that are each other's nearest, with a decoder cosine of at least 0.7.",
+        "Share of features that are each other's nearest, with a decoder cosine of at least 0.7. SAEs of one seed set"
+        " out from the same random directions, and have more in common by that alone.",
         ["Suites", "They differ in", "Mean", *sites],
         shown,
     )
+
+
+def _differ(pair: Found) -> str:
+    return f"{pair['differ']}; same start" if pair["same_start"] else pair["differ"]
 
 
 def _tasks(found: Found) -> list[Table]:
@@ -224,9 +246,11 @@ def _circuits(found: Found) -> Table:
         by_size = {circuit["size"]: circuit["faithfulness"] for circuit in one["circuits"]}
         error = "kept" if one["with_error"] else "left out"
         rows.append([f"{one['task']}, {one['suite']}", error, *(show(by_size.get(size), "ratio") for size in sizes)])
+    by = {"attribution": "attribution", "integrated": "attribution by integrated gradients"}
+    methods = " or ".join(by[method] for method in dict.fromkeys(one["method"] for one in found["circuits"]))
     return Table(
         "Faithfulness of feature circuits",
-        "(m(C) − m(∅)) / (m(M) − m(∅)) of the circuit of so many features per site with the largest attribution; the"
+        f"(m(C) − m(∅)) / (m(M) − m(∅)) of the circuit of so many features per site with the largest {methods}; the"
         " others are set to their means.",
         ["Task and suite", "SAE error", *(f"{size:,} per site" for size in sizes)],
         rows,

@@ -14,7 +14,6 @@ from strata.report.numbers import number, show
 
 _WIDTH, _HEIGHT = 1000.0, 440.0
 _TOP, _BOTTOM, _LEFT, _GAP, _RIGHT = 56.0, 70.0, 74.0, 34.0, 24.0
-_PANEL = (_WIDTH - _LEFT - _GAP - _RIGHT) / 2
 Kind = Literal["layer-wise", "groups", "random weights", "PCA"]
 _COLOURS: dict[Kind, str] = {
     "layer-wise": "#a8481a",
@@ -35,7 +34,7 @@ class Point:
             first of them; the others have none.
         kind: decides its colour.
         y: its quality.
-        seconds: measured, that its SAEs took; None without cost.
+        seconds: measured, that its SAEs took; None without cost, or where others were measured on other hardware.
         flops: counted, of its SAEs and of the language model; None without cost.
     """
 
@@ -47,18 +46,59 @@ class Point:
     flops: float | None
 
 
-def points(suites: Mapping[str, Any], quality: Callable[[Mapping[str, Any]], Any]) -> list[Point]:
-    """The suites of which the quality is known."""
-    known = {name: suite for name, suite in suites.items() if number(quality(suite)) is not None}
-    labels = _labels(known)
-    found = []
+def points(found: Mapping[str, Any], quality: Callable[[Mapping[str, Any]], Any]) -> list[Point]:
+    """The suites whose quality and cost are of the same sites, those that all have; see `left_out` for the others.
+
+    Args:
+        found: as `strata.evaluate.compare.compare_runs` returns it: its ``suites`` and ``mean_sites``.
+        quality: a suite → what y is; a suite of which it is unknown has no point.
+    """
+    shown = {name: suite for name, suite in found["suites"].items() if _is_comparable(suite, found)}
+    known = {name: suite for name, suite in shown.items() if number(quality(suite)) is not None}
+    labels, same_hardware = _labels(known), len(_hardware(shown)) < 2
+    placed = []
     for name, suite in known.items():
         y, cost = number(quality(suite)), suite["cost"] or {}
         flops = [number(cost.get(key)) for key in ("sae_flops", "lm_flops")]
         both = None if None in flops else sum(value for value in flops if value is not None)
-        seconds = number(cost.get("sae_seconds"))
-        found.append(Point(name, labels.get(name, ""), _kind(suite), y or 0.0, seconds, both))
-    return found
+        seconds = number(cost.get("sae_seconds")) if same_hardware else None
+        placed.append(Point(name, labels.get(name, ""), _kind(suite), y or 0.0, seconds, both))
+    return placed
+
+
+def left_out(found: Mapping[str, Any]) -> list[str]:
+    """What the plots do not show, and why, in sentences."""
+    suites = found["suites"]
+    said = []
+    others = [name for name, suite in suites.items() if not _is_comparable(suite, found)]
+    if others:
+        said.append(
+            f"Not in the plots: {', '.join(others)}. They have other sites than those that all suites have, over which"
+            " quality is the mean, and their cost is that of all their sites."
+        )
+    places = _hardware({name: suite for name, suite in suites.items() if name not in others})
+    if len(places) > 1:
+        said.append(
+            "No plot over measured seconds, which are of different hardware: "
+            + "; ".join(f"{', '.join(names)}: {place}" for place, names in places.items())
+            + "."
+        )
+    return said
+
+
+def _is_comparable(suite: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """A baseline without cost is, whatever its sites."""
+    return suite["kind"] == "pca" or set(suite["sites"]) == set(found["mean_sites"])
+
+
+def _hardware(suites: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Where the suites' seconds were measured → the suites' names; without those that have no seconds."""
+    places: dict[str, list[str]] = {}
+    for name, suite in suites.items():
+        cost = suite["cost"] or {}
+        if number(cost.get("sae_seconds")) is not None:
+            places.setdefault(cost.get("hardware") or "unknown", []).append(name)
+    return places
 
 
 def _labels(suites: Mapping[str, Any]) -> dict[str, str]:
@@ -77,7 +117,9 @@ def _labels(suites: Mapping[str, Any]) -> dict[str, str]:
 
 
 def cost_plot(given: Sequence[Point], *, title: str, y_title: str) -> str:
-    """Two panels that share their y axis: over the seconds that SAE training took, and over FLOPs of SAEs and model.
+    """Panels that share their y axis: over the seconds that SAE training took, and over FLOPs of SAEs and model.
+
+    One of which nothing is known is left out.
 
     Args:
         given: the suites.
@@ -94,8 +136,10 @@ def cost_plot(given: Sequence[Point], *, title: str, y_title: str) -> str:
         ("SAE training, measured seconds", [(p, p.seconds) for p in given]),
         ("SAE training and language model, counted FLOPs", [(p, p.flops) for p in given]),
     )
+    panels = [(x_title, pairs) for x_title, pairs in panels if any(x is not None for _, x in pairs)]
+    width = (_WIDTH - _LEFT - _RIGHT + _GAP) / len(panels) - _GAP
     drawn = [
-        _panel(_LEFT + place * (_PANEL + _GAP), x_title, pairs, y_axis, ticks=place == 0)
+        _panel(_LEFT + place * (width + _GAP), width, x_title, pairs, y_axis, ticks=place == 0)
         for place, (x_title, pairs) in enumerate(panels)
     ]
     kinds: list[Kind] = [kind for kind in _COLOURS if any(point.kind == kind for point in given)]
@@ -114,13 +158,15 @@ def cost_plot(given: Sequence[Point], *, title: str, y_title: str) -> str:
     )
 
 
-def _panel(left: float, x_title: str, pairs: Sequence[tuple[Point, float | None]], y_axis: Axis, *, ticks: bool) -> str:
+def _panel(
+    left: float, width: float, x_title: str, pairs: Sequence[tuple[Point, float | None]], y_axis: Axis, *, ticks: bool
+) -> str:
     known = [(point, x) for point, x in pairs if x is not None]
     x_axis = Axis.around([x for _, x in known])
-    right, bottom = left + _PANEL, _HEIGHT - _BOTTOM
+    right, bottom = left + width, _HEIGHT - _BOTTOM
 
     def x_of(x: float) -> float:
-        return left + _PANEL * x_axis.at(x)
+        return left + width * x_axis.at(x)
 
     def y_of(y: float) -> float:
         return bottom - (bottom - _TOP) * y_axis.at(y)
@@ -130,11 +176,11 @@ def _panel(left: float, x_title: str, pairs: Sequence[tuple[Point, float | None]
         drawn.append(_line(left, y_of(tick), right, y_of(tick), colour="#e5dfd8"))
         if ticks:
             drawn.append(_text(left - 8, y_of(tick) + 4, show(tick, "quantity"), anchor="end", colour="#6a6058"))
-    for tick in x_axis.ticks(n_most=5) if known else ():
+    for tick in x_axis.ticks(n_most=5):
         drawn.append(_line(x_of(tick), bottom, x_of(tick), bottom + 5, colour="#6a6058"))
         drawn.append(_text(x_of(tick), bottom + 19, _amount(tick), anchor="middle", colour="#6a6058"))
     drawn.append(_line(left, bottom, right, bottom, colour="#6a6058"))
-    drawn.append(_text(left + _PANEL / 2, bottom + 44, x_title, anchor="middle", colour="#6a6058"))
+    drawn.append(_text(left + width / 2, bottom + 44, x_title, anchor="middle", colour="#6a6058"))
     taken: list[tuple[float, float, float, float]] = [
         (x_of(x) - 6, y_of(point.y) - 6, x_of(x) + 6, y_of(point.y) + 6) for point, x in known
     ]

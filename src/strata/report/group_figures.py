@@ -73,11 +73,12 @@ def curve(rows: Sequence[dict[str, Any]], *, chosen: int, threshold: float | Non
     """AMAD and worst diameter over the number of groups.
 
     Args:
-        rows: with `k`, `amad` and `worst_diameter`.
+        rows: with `k`, `amad` and `worst_diameter`; those without numbers (None) are not drawn.
         chosen: the number that was chosen.
         threshold: of the AMAD, drawn if it is one by which was chosen.
     """
     width, height, left, top, right, bottom = 640, 320, 52, 12, 132, 44
+    rows = [row for row in rows if row["amad"] is not None]
     ks = [row["k"] for row in rows]
     given = [row[key] for row in rows for key in ("amad", "worst_diameter")]
     y_axis = Axis.around(given + ([] if threshold is None or threshold > 2 * max(given) else [threshold]))

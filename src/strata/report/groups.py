@@ -6,21 +6,26 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from strata.atomic import write_whole
+from strata.errors import UserError
+from strata.groups.command import groups_run
+from strata.groups.files import read_record
+from strata.groups.record import chosen_row
 from strata.groups_config import GroupsConfig
-from strata.groups_file import read_record
-from strata.groups_run import groups_run
+from strata.layer_groups import group_name
 from strata.report.group_figures import curve, heatmap
 from strata.report.numbers import MISSING, short_count, show
 
 HERE = Path(__file__).parent
 _COLUMNS = (  # title, definition
     ("K", "Groups of neighbouring layers, without the last layer's own SAE where it was left out."),
-    ("Layers of each group", ""),
+    ("Layers of each group", "Not contiguous where “published” joins layers that are no neighbours."),
     ("SAEs", "One for each group, and one for a last layer that was left out."),
     ("AMAD", ("Mean of the K groups' largest distances, 0 for a single layer. A distance is the mean angle between the"
              " layers' centred activations of a token, in units of π: ½ is at right angles.")),
     ("Worst diameter", "The largest distance between two layers of one group."),
-    ("SAE cost", "SAEs over layers: of the cost of one SAE per layer, if each SAE sees equally many rows."),
+    ("SAE cost", ("SAEs over layers: of the cost of training one SAE per layer, if each SAE sees equally many rows. A"
+                 " budget is a share of this cost.")),
     ("Total cost", ("The same with the language model's pass, in counted FLOPs per token: 2·d·h + 10·k·d for an SAE's"
                    " step, 2·P + 4·C·H·d_head for each block. Of a store the pass is paid already.")),
     ("Saving", "What is left of one SAE per layer's cost: 1 − total cost."),
@@ -43,8 +48,12 @@ def groups_and_report(config: GroupsConfig, *, progress: bool = True) -> Path:
 def write_groups_report(folder: Path) -> Path:
     """Write heatmap.svg, amad.svg, groups.md and index.html from groups.json, in the place of those that stand there.
 
+    Args:
+        folder: that `strata groups` wrote, or groups/ of a run that found its groups by itself.
+
     Raises:
-        UserError: there is no groups.json, or it is damaged.
+        UserError: there is no groups.json, or it is damaged; or a file cannot be written, those that stand there are
+            then whole.
     """
     record = read_record(folder)
     distances = heatmap(
@@ -54,8 +63,14 @@ def write_groups_report(folder: Path) -> Path:
     drawn = curve(record["table"], chosen=record["k"], threshold=record["threshold"] if by_threshold else None)
     page = _environment().get_template("groups.html").render(_content(record, distances, drawn))
     files = {"heatmap.svg": distances, "amad.svg": drawn, "groups.md": _markdown(record), "index.html": page}
-    for name, text in files.items():
-        (folder / name).write_bytes(text.encode("utf-8", errors="replace"))
+    try:
+        for name, text in files.items():
+            write_whole(folder / name, text.encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise UserError(
+            f"`out` must be a folder that can be written. {folder}: {error.strerror or error}. Make room, or give"
+            " another."
+        ) from error
     return folder / "index.html"
 
 
@@ -66,7 +81,7 @@ def _environment() -> Environment:
 
 
 def _content(record: dict[str, Any], distances: str, drawn: str) -> dict[str, Any]:
-    chosen = _chosen(record)
+    chosen = chosen_row(record)
     cka = record["cka"]
     if cka is not None:
         cka = heatmap(cka, sites=record["sites"], groups=record["groups"], title="Linear CKA between layers")
@@ -107,25 +122,27 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def layers_text(groups: list[list[str]]) -> str:
+def layers_text(groups: list[list[str]] | None) -> str:
     """Groups in a line: "0–2 · 3 · 4–7"."""
-    short = [[site.removeprefix("layers.") for site in group] for group in groups]
-    return " · ".join(group[0] if len(group) == 1 else f"{group[0]}–{group[-1]}" for group in short)
+    if groups is None:
+        return "not contiguous"
+    return " · ".join(group_name(group).removeprefix("layers.").replace("-", "–") for group in groups)
 
 
 def _verdict(record: dict[str, Any]) -> str:
-    chosen, config = _chosen(record), record["config"]
+    chosen, config = chosen_row(record), record["config"]
     if config["k"] != "auto":
         why = f"K = {config['k']}, as asked for"
     elif config["budget"] != "none":
-        why = f"the most groups within {100 * config['budget']:g} % of the cost of one SAE per layer"
+        why = f"the most groups within {100 * config['budget']:g} % of the SAEs' cost of one per layer"
     else:
         why = f"the fewest groups with AMAD below {record['threshold']:g}"
     alone = "" if record["last_layer"] else " The last layer has its own."
     return (
         f"{chosen['n_saes']} SAEs for {len(record['sites'])} layers: {layers_text(chosen['groups'])}.{alone} Chosen:"
-        f" {why}. Predicted: {show(chosen['saving'], 'share')} less computing than one SAE per layer. What it costs in"
-        " quality, an evaluation has to show."
+        f" {why}. Predicted, of the FLOPs with one SAE per layer: {show(chosen['sae_share'], 'share')} for the SAEs,"
+        f" {show(chosen['cost_share'], 'share')} with the language model's pass. What it costs in quality, an"
+        " evaluation has to show."
     )
 
 
@@ -147,10 +164,15 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("Context", f"{text.get('context_tokens', MISSING)} tokens"),
         ("Rows for the means", show(record["n_mean_rows"], "count")),
         ("Rows for the distances", f"{show(record['n_rows'], 'count')} (attention sinks left out)"),
-        ("Forward of the language model", f"{show(flops['forward'] / 1e6, 'quantity')} MFLOP per token"),
-        ("Step of an SAE", f"{show(flops['sae_step'] / 1e6, 'quantity')} MFLOP per row"),
+        ("Forward of the language model", _flops(flops["forward"], of="token")),
+        ("Step of an SAE", _flops(flops["sae_step"], of="row")),
+        ("Measuring", f"{show(record['n_tokens'], 'count')} rows in {show(record['seconds'], 'quantity')} s"),
     ]
     return pairs + [(key, str(value)) for key, value in {**record["config"], **record["versions"]}.items()]
+
+
+def _flops(value: float | None, *, of: str) -> str:
+    return MISSING if value is None else f"{show(value / 1e6, 'quantity')} MFLOP per {of}"
 
 
 def _markdown(record: dict[str, Any]) -> str:
@@ -166,7 +188,3 @@ def _markdown(record: dict[str, Any]) -> str:
 
 def _model(record: dict[str, Any]) -> str:
     return str(record.get("model", {}).get("name", MISSING))
-
-
-def _chosen(record: dict[str, Any]) -> dict[str, Any]:
-    return next(row for row in record["table"] if row["k"] == record["k"])

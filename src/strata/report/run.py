@@ -17,6 +17,7 @@ from strata.evaluate.suites import evaluate_suites
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch
 from strata.log import say
+from strata.report.groups import write_groups_report
 from strata.report.page import write_report
 from strata.run import train_run
 from strata.run_rows import RunRows
@@ -48,6 +49,8 @@ def train_and_report(config: TrainConfig, *, progress: bool = True) -> Path:
             )
             features |= {key: examples[_site(sae)] for key, sae in saes.items()}
         write_json(folder / "features.json", features)
+    if (folder / "groups").is_dir():  # layers were measured for this run
+        write_groups_report(folder / "groups")
     page = write_report(folder)
     say(f"evaluated in {time.perf_counter() - start:.0f} s", shown=progress)
     return page

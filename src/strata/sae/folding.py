@@ -2,6 +2,7 @@
 out of them again (design, section 5).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +116,11 @@ def fold(params: Params, spaces: Spaces, *, gate: Gate, b_enc: Tensor, metadata:
 
 
 def fold_group(
-    params: Params, spaces: GroupSpaces, *, gate: Gate, b_enc: Tensor, metadata: dict[str, dict[str, Any]]
+    params: Params,
+    spaces: GroupSpaces,
+    finished: Sequence[tuple[Gate, Tensor]],
+    *,
+    metadata: dict[str, dict[str, Any]],
 ) -> GroupSAE:
     """The group's SAE, each layer's normalisation folded into that layer's biases and thresholds. Copies.
 
@@ -125,14 +130,22 @@ def fold_group(
     Args:
         params: the weights in normalised space.
         spaces: the normalisations.
-        gate: in normalised units.
-        b_enc: what is added to the scores, in normalised units.
+        finished: of each layer the gate and what is added to the scores, in normalised units.
         metadata: of the layers, by site.
     """
-    saes = {
-        site: fold(params, spaces.of_site(number), gate=gate, b_enc=b_enc, metadata=metadata.get(site, {"site": site}))
-        for number, site in enumerate(spaces.sites)
-    }
+    W_enc, W_dec = params["W_enc"].clone().t(), params["W_dec"].clone()  # one copy for all layers
+    saes = {}
+    for number, (site, (gate, b_enc)) in enumerate(zip(spaces.sites, finished, strict=True)):
+        own = spaces.normalization.of_site(number)
+        assert isinstance(own.scale, float), "statistics of a site, not of rows"
+        saes[site] = SAE(
+            W_enc=W_enc,
+            b_enc=b_enc * own.scale,
+            W_dec=W_dec,
+            b_dec=params["b_dec"] * own.scale + own.mean,
+            gate=gate.scaled(own.scale),
+            metadata=metadata[site],
+        )
     return GroupSAE(saes)
 
 

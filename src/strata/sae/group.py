@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from strata.errors import UserError, did_you_mean
@@ -20,10 +21,11 @@ class GroupSAE(nn.Module):
     of a single layer.
 
     Args:
-        saes: site → its SAE, in the model's order, alike in shape and gate; W_enc and W_dec are those of the first.
+        saes: site → its SAE, in the model's order, alike in shape, gate, encoder and decoder. They stay as they are; the
+            group's share the first one's W_enc and W_dec.
 
     Raises:
-        UserError: no site, or SAEs of different shapes or gates.
+        UserError: no site, or SAEs that do not share encoder and decoder.
     """
 
     def __init__(self, saes: Mapping[str, SAE]) -> None:
@@ -32,12 +34,10 @@ class GroupSAE(nn.Module):
             raise UserError("`GroupSAE` needs the SAE of at least one layer. Got none.")
         first = next(iter(saes.values()))
         for site, sae in saes.items():
-            alike = (sae.d_in, sae.d_sae, sae.gate.architecture) == (first.d_in, first.d_sae, first.gate.architecture)
-            if not alike or type(sae) is not SAE:
-                raise UserError(f"`GroupSAE` needs SAEs of one shape and gate. That of {site} is another.")
-            sae.W_enc, sae.W_dec = first.W_enc, first.W_dec
+            if type(sae) is not SAE or sae.gate.architecture != first.gate.architecture or not _share(sae, first):
+                raise UserError(f"`GroupSAE` needs SAEs of one gate, encoder and decoder. That of {site} has others.")
         self.sites = list(saes)
-        self._saes = nn.ModuleList(saes.values())
+        self._saes = nn.ModuleList([_of(sae, first) for sae in saes.values()])
 
     @property
     def name(self) -> str:
@@ -123,6 +123,20 @@ class GroupSAE(nn.Module):
             f"The layer must be named, since the group {self.name} normalises each by itself. Write"
             f" group.at({self.sites[0]!r}), or give site={self.sites[0]!r}."
         )
+
+
+def _share(sae: SAE, first: SAE) -> bool:
+    """Whether two SAEs have one encoder and decoder."""
+    pairs = ((sae.W_enc, first.W_enc), (sae.W_dec, first.W_dec))
+    return all(a.data_ptr() == b.data_ptr() or (a.shape == b.shape and torch.equal(a, b)) for a, b in pairs)
+
+
+def _of(sae: SAE, first: SAE) -> SAE:
+    """The same SAE with the very encoder and decoder of the first."""
+    shared = SAE(W_enc=first.W_enc, b_enc=sae.b_enc, W_dec=first.W_dec, b_dec=sae.b_dec, gate=sae.gate,
+                 metadata=sae.metadata)  # fmt: skip
+    shared.W_enc, shared.W_dec = first.W_enc, first.W_dec  # not only their memory: so that both move together
+    return shared
 
 
 def per_layer(saes: Mapping[str, SAE | GroupSAE]) -> dict[str, SAE]:

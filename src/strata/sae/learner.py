@@ -11,11 +11,13 @@ from strata.errors import UserError
 from strata.layer_groups import Group
 from strata.sae import resampling, revival
 from strata.sae.folding import GroupSpaces, Spaces, fold, fold_group
+from strata.sae.gates import Gate
 from strata.sae.group import GroupSAE
 from strata.sae.initial import random_weights, weights_of
 from strata.sae.model import SAE, Transcoder
 from strata.sae.normalization import GroupNormalization, Normalization
 from strata.sae.optim import Schedule, UnitRowAdam
+from strata.sae.recent import RecentRows
 from strata.sae.rules.base import Batch, Outcome
 from strata.sae.rules.registry import make_rule
 
@@ -23,6 +25,7 @@ _REVIVAL_ROWS = 512  # rows of a batch that the revival term looks at
 _REVIVAL_LATENTS = 1024  # dead latents it can hold at once, the longest silent first
 _REVIVAL_REFRESH_STEPS = 10  # steps between two looks for dead latents
 _RESAMPLING_ROWS = 8192  # the last rows, from which resampling draws
+_MOST_RECENT_ROWS = 65_536  # of groups, which keep as many for each layer
 _SILENT_ROWS = 1_000_000
 
 Layers = UInt8[Tensor, " rows"]
@@ -95,9 +98,10 @@ class Learner:
         self.dead_latents: Int[Tensor, " dead"] = torch.zeros(0, dtype=torch.int64, device=device)
         self._sums = torch.zeros(5, device=device)  # loss, fvu, active entries, kept rows, steps since the last reading
         self._method = config.revival_method()
-        self._n_recent = max(self.rule.n_recent_rows, _RESAMPLING_ROWS if self._method == "resample" else 0)
-        self._recent: list[tuple[Tensor, ...]] = []  # the last rows, their targets, their layers; the model's scale
-        self._layer_rows = torch.zeros(1 if group is None else len(group.sites), dtype=torch.int64, device=device)
+        n_layers = 1 if group is None else len(group.sites)
+        n_recent = max(self.rule.n_recent_rows, _RESAMPLING_ROWS if self._method == "resample" else 0)
+        self._recent = RecentRows(min(n_layers * n_recent, _MOST_RECENT_ROWS))
+        self._layer_rows = torch.zeros(n_layers, dtype=torch.int64, device=device)
 
     @property
     def device(self) -> torch.device:
@@ -147,7 +151,7 @@ class Learner:
         self._record(outcome, batch, extra)
         self.optimizer.step(gradients, lr=self.schedule.at(self.n_steps_done))
         self.rule.after_step(outcome, batch)
-        self._remember(x, target, layer)
+        self._recent.add(x, target, layer)
         self._count(batch, layer)
         self.n_steps_done += 1
 
@@ -218,20 +222,10 @@ class Learner:
         else:
             self._layer_rows.index_add_(0, layer.long(), batch.keep.long())
 
-    def _remember(self, x: Tensor, target: Tensor | None, layer: Tensor | None) -> None:
-        """Keep the last rows for those that want them."""
-        if self._n_recent == 0:
-            return
-        self._recent.append((x, x if target is None else target, x.new_zeros(len(x)) if layer is None else layer))
-        while sum(len(rows[0]) for rows in self._recent[1:]) >= self._n_recent:
-            self._recent.pop(0)
-
-    def _recent_batch(self) -> Batch | None:
-        """The last rows as they look under the weights now."""
-        if not self._recent:
-            return None
-        x, target, layer = (torch.cat(part)[-self._n_recent :] for part in zip(*self._recent, strict=True))
-        return self._batch(x, target if self._is_transcoder else None, None if self.group is None else layer)
+    def _recent_batch(self, number: int | None = None) -> Batch | None:
+        """The last rows (of one layer of a group) as they look under the weights now."""
+        found = self._recent.last(number)
+        return None if found is None else self._batch(*found)
 
     def _record(self, outcome: Outcome, batch: Batch, extra: Tensor) -> None:
         """Note which latents fired in this step and add to the running sums."""
@@ -277,12 +271,17 @@ class Learner:
         Args:
             metadata: what it says of its origin; of a group what each layer's SAE says, by site.
         """
-        gate, b_enc = self.rule.finished(self.params, self._recent_batch() if self.rule.n_recent_rows else None)
         own, given = self.rule.description(), metadata or {}
         if isinstance(self.spaces, GroupSpaces):
             described = {site: {"site": site, **given.get(site, {}), **own} for site in self.spaces.sites}
-            return fold_group(self.params, self.spaces, gate=gate, b_enc=b_enc, metadata=described)
+            finished = [self._finished(number) for number in range(len(described))]
+            return fold_group(self.params, self.spaces, finished, metadata=described)
+        gate, b_enc = self._finished()
         return fold(self.params, self.spaces, gate=gate, b_enc=b_enc, metadata={**given, **own})
+
+    def _finished(self, number: int | None = None) -> tuple[Gate, Tensor]:
+        """Gate and encoder bias for use, in normalised units; of a group those of one layer, whose L0 becomes k too."""
+        return self.rule.finished(self.params, self._recent_batch(number) if self.rule.n_recent_rows else None)
 
     @property
     def _is_transcoder(self) -> bool:
@@ -296,7 +295,7 @@ class Learner:
             "spaces": self.spaces.state(),
             "layer_rows": self._layer_rows,
             "rule": self.rule.state(),
-            "recent": [torch.cat(part)[-self._n_recent :] for part in zip(*self._recent, strict=True)],
+            "recent": self._recent.state(),
             "last_fired_step": self.last_fired_step,
             "dead_latents": self.dead_latents,
             "sums": self._sums,
@@ -311,7 +310,7 @@ class Learner:
         self.spaces = self.spaces.loaded(state["spaces"])
         self._layer_rows.copy_(state["layer_rows"])
         self.rule.load_state(state["rule"])
-        self._recent = [tuple(part.to(self.device) for part in state["recent"])] if state["recent"] else []
+        self._recent.load_state(state["recent"], device=self.device)
         self.last_fired_step.copy_(state["last_fired_step"])
         self.dead_latents = state["dead_latents"].to(self.last_fired_step.device)
         self._sums.copy_(state["sums"])

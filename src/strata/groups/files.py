@@ -1,6 +1,7 @@
 """Groups on disk: the folder that `strata groups` writes, and the files that `strata train --groups` takes."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,11 @@ from strata.atomic import put_folder, write_json
 from strata.errors import UserError
 
 RECORD = "groups.json"
+_RUN = "run.json"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What groups_run wrote.
+    """What `strata groups` wrote.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -25,25 +27,35 @@ def read_record(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read_groups(path: str | Path) -> list[list[str]]:
-    """Groups of sites from a file, for training.
+def read_groups(given: str | Path) -> list[list[str]]:
+    """Groups of sites, for training.
 
     Args:
-        path: the folder that `strata groups` wrote, its groups.json, or a JSON file with a list of lists of layers'
-            numbers or sites' names, e.g. [[0, 1, 2], ["layers.3"]].
+        given: a JSON list of lists of layers' numbers or residual sites' names, e.g. '[[0, 1, 2], ["layers.3"]]'; a
+            file with one; the folder that `strata groups` wrote, or its groups.json; or the folder of a run that was
+            trained in groups.
 
     Raises:
         UserError: nothing is there, or it is something else. Whether the layers exist is for the training to say.
     """
-    given = Path(path).expanduser()
-    content = _read_json(given / RECORD if given.is_dir() else given)
-    groups = content.get("groups") if isinstance(content, dict) else content
+    text = str(given)
+    if text.lstrip().startswith("["):
+        groups, where = _parsed(text, text), text
+    else:
+        where = _file(Path(given).expanduser())
+        groups = _read_json(where)
+        if isinstance(groups, dict):
+            groups = groups.get("groups")
+        if where.name == _RUN:
+            if not isinstance(groups, dict):
+                raise UserError(f"`groups` must be of a run that was trained in groups. {where.parent} was not.")
+            groups = list(groups.values())
     if not isinstance(groups, list) or not groups or not all(isinstance(g, list) and g for g in groups):
         raise UserError(
-            f"`groups` must be a list of lists of layers, or the folder that `strata groups` wrote. {given} holds"
+            f"`groups` must be a list of lists of layers, or the folder that `strata groups` wrote. {where} holds"
             " neither. Write for example [[0, 1, 2], [3, 4]]."
         )
-    return [[_site(layer, given) for layer in group] for group in groups]
+    return [[_site(layer, where) for layer in group] for group in groups]
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
@@ -80,18 +92,37 @@ def write_groups(folder: Path, record: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _site(layer: object, path: Path) -> str:
-    if isinstance(layer, str):
+def _file(path: Path) -> Path:
+    """Of a folder the file in it that names the groups."""
+    if not path.is_dir():
+        return path
+    return next((path / name for name in (RECORD, _RUN) if (path / name).is_file()), path / RECORD)
+
+
+def _site(layer: object, where: str | Path) -> str:
+    if isinstance(layer, str) and re.fullmatch(r"layers\.\d+", layer):
         return layer
     if isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0:
         return f"layers.{layer}"
-    raise UserError(f'`groups` must name layers by number or site. Got {layer!r} in {path}. Write 3 or "layers.3".')
+    raise UserError(f'`groups` must name layers by number or site. Got {layer!r} in {where}. Write 3 or "layers.3".')
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"`groups` must be a file or folder with groups. {path} is not there. Give another.") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"`groups` must be a JSON file. {path} cannot be read as one. Give another.") from error
+        raise _not_json(str(path)) from error
+    return _parsed(text, str(path))
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _not_json(where) from error
+
+
+def _not_json(where: str) -> UserError:
+    return UserError(f"`groups` must be JSON. {where} cannot be read as such. Write for example [[0, 1, 2], [3, 4]].")
