@@ -118,33 +118,35 @@ def train(lm: LanguageModel, args: argparse.Namespace) -> None:
 
 
 def evaluate(lm: LanguageModel, args: argparse.Namespace) -> None:
-    """All SAEs and partitions of all seeds that are trained."""
+    """All SAEs and partitions of all seeds that are trained; what is found is kept as it comes."""
     batches = held_out_batches(lm, "stdlib", n_tokens=args.held_out_tokens, context_tokens=_CONTEXT, text_batch_size=16)
     pairs = {task: make_task(task, lm.tokenizer, n_pairs=args.n_pairs, seed=0) for task in TASKS}
     for seed in args.seeds:
         folder = args.out / f"seed-{seed}"
         path = folder / "evaluation.json"
-        if path.exists() or not (folder / "done.json").exists():
-            continue
+        record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"dead": dead_shares(folder)}
         groups = {name_of([layers]): GroupSAE.load(folder / "sae" / group_name([f"layers.{i}" for i in layers]))
                   for layers in runs_of_layers(lm)}  # fmt: skip
-        suites = {f"{name}/{site}": {site: group.at(site)} for name, group in groups.items() for site in group.sites}
-        found = evaluate_suites(lm, suites, batches)
-        record: dict[str, Any] = {
-            "sites": {name: one["sites"][name.rsplit("/", 1)[1]] for name, one in found.items()},
-            "dead": dead_shares(folder),
-            "partitions": {},
-        }
+        if "sites" not in record:
+            suites = {
+                f"{name}/{site}": {site: group.at(site)} for name, group in groups.items() for site in group.sites
+            }
+            found = evaluate_suites(lm, suites, batches)
+            record["sites"] = {name: one["sites"][name.rsplit("/", 1)[1]] for name, one in found.items()}
+            path.write_text(json.dumps(record))
         together = {}
         for cut in partitions(lm):
             chosen = [groups[name_of([layers])] for layers in cut]
             together[name_of(cut)] = {site: group.at(site) for group in chosen for site in group.sites}
-        losses = spliced_losses(lm, together, batches)
+        if "partitions" not in record:
+            losses = spliced_losses(lm, together, batches)
+            record["partitions"] = {name: {"all_sites": one} for name, one in losses.items()}
+            path.write_text(json.dumps(record))
         for name, saes in together.items():
-            scores = {task: task_scores(lm, one, saes) for task, one in pairs.items()}
-            record["partitions"][name] = {"all_sites": losses[name], "tasks": scores}
-        path.write_text(json.dumps(record))
-        print(f"seed {seed}: evaluated {len(suites)} SAEs and {len(together)} partitions", flush=True)
+            if "tasks" not in record["partitions"][name]:
+                record["partitions"][name]["tasks"] = {task: task_scores(lm, one, saes) for task, one in pairs.items()}
+                path.write_text(json.dumps(record))
+        print(f"seed {seed}: evaluated {len(record['sites'])} SAEs and {len(together)} partitions", flush=True)
 
 
 def dead_shares(folder: Path) -> dict[str, float]:

@@ -96,6 +96,7 @@ def test_pca_is_fitted_on_training_documents_at_all_sites(lm: LanguageModel, tex
         assert wanted <= ours < 1.02 * wanted
         assert found[1000][site].d_sae == 2 * WIDTH
         assert found[4][site].metadata["site"] == site
+        assert [found[k][site].metadata["k"] for k in (4, 1000)] == [4, WIDTH]
 
 
 def test_pca_of_a_text_without_rows_is_refused(lm: LanguageModel) -> None:

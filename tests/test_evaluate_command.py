@@ -1,4 +1,4 @@
-"""`strata evaluate`: runs side by side; what lies in their folders, what is written, what is refused."""
+"""`strata evaluate`: what is written, what goes on after an interruption, tasks of lm-eval, what is refused."""
 
 import json
 import sys
@@ -12,30 +12,18 @@ from typing import Any
 import pytest
 import torch
 
+from finished_runs import SITES, config, evaluated, layer_wise, write_run, write_text
 from strata.cli import main
-from strata.costs.flops import sae_step_flops
 from strata.errors import MissingExtraError, UserError
 from strata.evaluate import compare, lm_eval_suites
-from strata.evaluate.compare import overlaps
 from strata.evaluate.harness import harness_table, run_lm_eval
-from strata.evaluate.held_out_text import held_out_batches
 from strata.evaluate.parts import Parts, stamps
-from strata.evaluate.runs import open_run, open_suites
-from strata.evaluate.suites import evaluate_suites
 from strata.evaluate_config import EvaluateConfig
 from strata.lm.model import LanguageModel
 from strata.lm.random_weights import with_random_weights
 from strata.report.comparison import evaluate_and_report
 from strata.report.comparison_tables import Table
-from strata.report.cost_plot import Point, cost_plot, points
-from strata.sae.gates import ReLU, TopK
-from strata.sae.model import SAE, Transcoder
-from tiny_models import WIDTH, save_tiny_model
-
-SITES = ["layers.0", "layers.1", "layers.2"]
-D_SAE, CONTEXT, N_ROWS = 48, 32, 3072
-SECONDS = {"total": 9.0, "sae": 6.0, "rows": 2.0, "language_model": 2.0}
-SETTINGS = {"architecture": "topk", "k": 4, "expansion_factor": 2, "seed": 0, "text_batch_size": 8}
+from tiny_models import save_tiny_model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,10 +36,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("texts")
-    parts = [f"def name_{n}(x, y={n * 7919 % 1000}):\n    return x * {n} + y\n" for n in range(150)]
-    (folder / "parts.jsonl").write_text("\n".join(json.dumps({"text": part}) for part in parts), encoding="utf-8")
-    return folder
+    return write_text(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module")
@@ -64,67 +49,9 @@ def lm(model: Path) -> LanguageModel:
     return LanguageModel(str(model), device="cpu")
 
 
-def sae(site: str, *, seed: int = 0, like: SAE | None = None) -> SAE:
-    generator = torch.Generator().manual_seed(seed)
-    W_dec = torch.nn.functional.normalize(torch.randn(D_SAE, WIDTH, generator=generator), dim=1)
-    W_dec = W_dec if like is None else like.W_dec.clone()
-    return SAE(
-        W_enc=W_dec.t().contiguous(), b_enc=torch.zeros(D_SAE), W_dec=W_dec, b_dec=torch.zeros(WIDTH),
-        gate=TopK(4), metadata={"site": site},
-    )  # fmt: skip
-
-
-def write_run(
-    folder: Path, lm: LanguageModel, data: Path, saes: dict[str, SAE], *, random: bool = False, **settings: Any
-) -> Path:
-    """A run's folder as training leaves it, with these SAEs under their paths."""
-    keys = [path.removesuffix(f"/{one.metadata.get('site')}") for path, one in saes.items()]
-    name = lm.name.removesuffix(":random")
-    record = {
-        "status": "trained",
-        "config": {
-            "model": name, "data": str(data), "context_tokens": CONTEXT, "sae": SETTINGS | settings,
-            "random_weights": random,
-        },
-        "model": lm.fingerprint(),
-        "text": {"texts": {"fingerprint": f"of {data.name}"}},
-        "n_steps": 48,
-        "n_rows": N_ROWS,
-        "dead": {key: {"dead_share": 0.25, "dead_window_rows": 640} for key in keys},
-        "seconds": SECONDS,
-    }  # fmt: skip
-    for path, one in saes.items():
-        one.save(folder / "sae" / path)
-    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    return folder
-
-
-def layer_wise(seed: int = 0) -> dict[str, SAE]:
-    return {site: sae(site, seed=seed) for site in SITES}
-
-
-def grouped(seed: int = 0) -> dict[str, SAE]:
-    shared = sae("layers.0", seed=seed)
-    return {
-        "layers.0-1/layers.0": shared,
-        "layers.0-1/layers.1": sae("layers.1", like=shared),
-        "layers.2": sae("layers.2", seed=seed),
-    }
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, lm: LanguageModel, data: Path) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "plain", lm, data, layer_wise())
-
-
-def config(*runs: Path, **options: Any) -> EvaluateConfig:
-    given = {"n_tokens": 512, "tasks": ("none",), "lm_dtype": "fp32", "device": "cpu", "pca": False} | options
-    return EvaluateConfig(runs=runs, **given)
-
-
-def evaluated(folder: Path, *runs: Path, **options: Any) -> dict[str, Any]:
-    page = evaluate_and_report(config(*runs, out=folder, **options), progress=False)
-    return json.loads((page.parent / "evaluation.json").read_text(encoding="utf-8"))
 
 
 def test_one_run_leaves_numbers_tables_plots_and_a_page(plain: Path) -> None:
@@ -160,20 +87,21 @@ def test_the_command_compares_what_training_left(
 ) -> None:
     (tmp_path / "groups.json").write_text("[[0, 1], [2]]", encoding="utf-8")
     common = [
-        *("train", "--model", str(model), "--data", str(data), "--n-tokens", "2048", "--sae.batch-size", "256"),
+        *("train", "--model", str(model), "--data", str(data), "--n-tokens", "512", "--sae.batch-size", "128"),
         *("--sae.expansion-factor", "2", "--sae.k", "4", "--context-tokens", "32", "--sae.text-batch-size", "8"),
-        *("--buffer-tokens", "1024", "--device", "cpu", "--lm-dtype", "fp32", "--no-report"),
+        *("--buffer-tokens", "512", "--device", "cpu", "--lm-dtype", "fp32", "--no-report"),
+        *("--checkpoint-every", "1M tokens"),
     ]
     runs = [tmp_path / name for name in ("layer-wise", "grouped", "random")]
     assert main([*common, "--sites", "all", "--out", str(runs[0])]) == 0
     assert main([*common, "--groups", str(tmp_path / "groups.json"), "--out", str(runs[1])]) == 0
-    assert main([*common, "--sites", "all", "--random-weights", "--out", str(runs[2])]) == 0
+    assert main([*common, "--sites", "all", "--random-weights", "--sae.seed", "1", "--out", str(runs[2])]) == 0
     capsys.readouterr()
-    words = ["evaluate", *map(str, runs), "--n-tokens", "512", "--tasks", "none", "--device", "cpu"]
+    words = ["evaluate", *map(str, runs), "--n-tokens", "256", "--tasks", "none", "--device", "cpu"]
     assert main([*words, "--no-pca", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
     assert said.out.strip() == str(tmp_path / "out" / "index.html")
-    assert "evaluating 2 suite(s)" in said.err
+    assert "evaluating 2 suite(s)" in said.err and "tiny:random, seed 1: 1 suite(s)" in said.err
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
     assert found["mean_sites"] == SITES
     assert found["suites"]["grouped"]["groups"] == [["layers.0", "layers.1"], ["layers.2"]]
@@ -183,18 +111,6 @@ def test_the_command_compares_what_training_left(
         assert suite["cost"]["sae_seconds"] > 0 and suite["means"]["dead_share"] is not None
         assert suite["means"]["l0"] == pytest.approx(4, abs=0.1) and suite["means"]["fvu"] < 1
     assert [pair["differ"] for pair in found["overlap"]] == ["groups"]
-
-
-def test_the_numbers_are_those_of_the_engine(plain: Path, lm: LanguageModel, data: Path, tmp_path: Path) -> None:
-    found = evaluated(tmp_path / "out", plain)["suites"]["plain"]
-    batches = held_out_batches(lm, str(data), n_tokens=512, context_tokens=CONTEXT, text_batch_size=8)
-    wanted = evaluate_suites(lm, {"a": layer_wise()}, batches, lm_dtype="fp32")["a"]
-    for site in SITES:
-        own = {key: found["sites"][site][key] for key in wanted["sites"][site]}
-        assert own == pytest.approx(wanted["sites"][site], rel=1e-5)
-    assert found["all_sites"] == pytest.approx(wanted["all_sites"], rel=1e-5)
-    mean = sum(one["fvu"] for one in wanted["sites"].values()) / 3
-    assert found["means"]["fvu"] == pytest.approx(mean, rel=1e-5)
 
 
 def test_all_sites_at_once_are_shown_beside_the_means_over_single_sites(plain: Path, tmp_path: Path) -> None:
@@ -213,85 +129,6 @@ def test_all_sites_at_once_are_shown_beside_the_means_over_single_sites(plain: P
     html = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert f"<td>{cells[0]}</td><td>{cells[1]}</td>" in html
     assert f'<th scope="row" class="name">all at once</th><td>{shown[1]}</td>' in html
-
-
-def test_groups_take_their_share_of_steps_and_flops(plain: Path, lm: LanguageModel, data: Path, tmp_path: Path) -> None:
-    grouped_run = write_run(tmp_path / "grouped", lm, data, grouped())
-    found = evaluated(tmp_path / "out", plain, grouped_run)
-    alone, together = (found["suites"][name]["cost"] for name in ("plain", "grouped"))
-    assert found["suites"]["grouped"]["groups"] == [["layers.0", "layers.1"], ["layers.2"]]
-    assert (alone["n_saes"], together["n_saes"]) == (3, 2)
-    assert (alone["sae_steps"], together["sae_steps"]) == (144, 96)
-    assert alone["sae_flops"] == N_ROWS * 3 * sae_step_flops(WIDTH, D_SAE, 4)
-    assert together["sae_flops"] / alone["sae_flops"] == pytest.approx(2 / 3)
-    assert alone["lm_flops"] == together["lm_flops"] > 0
-    assert (alone["sae_seconds"], alone["rows_seconds"], alone["divided"]) == (6.0, 2.0, False)
-    assert found["suites"]["grouped"]["sites"]["layers.1"]["dead_share"] == 0.25
-    [pair] = found["overlap"]
-    assert pair["differ"] == "groups"
-    assert pair["sites"] == dict.fromkeys(SITES, 1.0)  # all from one seed
-
-
-def test_a_sweep_is_a_suite_for_each_of_its_settings(lm: LanguageModel, data: Path, tmp_path: Path) -> None:
-    saes = {f"{site}/k={k},seed={seed}": sae(site, seed=seed) for site in SITES for k in (2, 4) for seed in (0, 1)}
-    suites = open_suites([open_run(write_run(tmp_path / "swept", lm, data, saes))], progress=False)
-    labels = [(suite.name, suite.k, suite.settings["seed"]) for suite in suites]
-    assert labels == [(f"swept/k={k},seed={s}", k, s) for k in (2, 4) for s in (0, 1)]
-    assert all(list(suite.saes) == SITES and suite.is_layer_wise and suite.n_suites == 4 for suite in suites)
-    pairs = overlaps(suites, progress=False)
-    assert [(pair["a"][6:], pair["b"][6:]) for pair in pairs] == [
-        ("k=2,seed=0", "k=2,seed=1"),
-        ("k=4,seed=0", "k=4,seed=1"),
-    ]
-    assert all(pair["differ"] == "seed" and pair["mean"] < 0.2 for pair in pairs)
-    found = evaluated(tmp_path / "out", tmp_path / "swept")
-    costs = [suite["cost"] for suite in found["suites"].values()]
-    assert sum(cost["sae_seconds"] for cost in costs) == pytest.approx(6.0)
-    assert costs[0]["sae_seconds"] < costs[-1]["sae_seconds"]  # k=2 against k=4
-    assert all(cost["divided"] and cost["rows_seconds"] == 2.0 for cost in costs)
-
-
-def test_groupings_trained_in_one_run_are_told_apart(lm: LanguageModel, data: Path, tmp_path: Path) -> None:
-    whole = {f"layers.0-2/{site}": sae(site) for site in SITES}
-    run = write_run(tmp_path / "both", lm, data, grouped() | whole)
-    first, second = open_suites([open_run(run)], progress=False)
-    assert (first.name, second.name) == ("both/1", "both/2")
-    assert first.groups == [["layers.0", "layers.1"], ["layers.2"]]
-    assert second.groups == [SITES]
-
-
-def test_runs_of_the_same_name_are_told_apart(lm: LanguageModel, data: Path, tmp_path: Path) -> None:
-    runs = [open_run(write_run(tmp_path / parent / "run", lm, data, layer_wise())) for parent in ("a", "b")]
-    assert [suite.name for suite in open_suites(runs, progress=False)] == ["a/run", "b/run"]
-
-
-def test_a_model_that_learned_nothing_is_compared_in_reconstruction_alone(
-    plain: Path, lm: LanguageModel, data: Path, tmp_path: Path
-) -> None:
-    control = write_run(tmp_path / "control", with_random_weights(lm), data, layer_wise(), random=True)
-    found = evaluated(tmp_path / "out", plain, control, pca=True, tasks=("induction",), n_pairs=8)
-    trained, random = found["suites"]["plain"], found["suites"]["control"]
-    assert random["random_weights"] and not trained["random_weights"]
-    assert random["model"] == f"{lm.name}:random"
-    assert random["means"]["fvu"] != trained["means"]["fvu"]
-    assert random["sites"]["layers.0"]["ce_sae"] is not None
-    for key in ("ce_loss_score", "kl_div_score", "delta_ce_percent"):
-        assert random["sites"]["layers.0"][key] is random["means"][key] is random["all_sites"][key] is None
-        assert trained["means"][key] is not None
-    assert f"PCA, 4 components of {lm.name}:random" in found["suites"]
-    assert [task["model"] for task in found["tasks"]] == [lm.name]
-    assert found["overlap"] == []
-    assert set(found["text"]["models"]) == {lm.name, f"{lm.name}:random"}
-
-
-def test_circuits_are_judged_with_and_without_error(plain: Path, tmp_path: Path) -> None:
-    found = evaluated(tmp_path / "out", plain, tasks=("induction",), n_pairs=8, circuits=True)
-    assert [(one["task"], one["suite"], one["with_error"]) for one in found["circuits"]] == [
-        ("induction", "plain", True),
-        ("induction", "plain", False),
-    ]
-    assert [circuit["size"] for circuit in found["circuits"][0]["circuits"]] == [1, 4, 16]
-    assert "Faithfulness of feature circuits" in (tmp_path / "out" / "evaluation.md").read_text(encoding="utf-8")
 
 
 class FakeHarness:
@@ -334,12 +171,12 @@ def test_tasks_of_lm_eval_are_run_on_the_model_itself_and_with_each_suite(
     assert fake_harness.asked == [{**asked, "sites": sites} for sites in ([], SITES, SITES)]
     [of_model] = found["lm_eval"]  # the random model has none
     assert (of_model["model"], of_model["limit"]) == (lm.name, 12)
-    assert list(of_model["suites"]) == ["plain", "PCA, 4 components"]
+    assert list(of_model["suites"]) == ["plain", f"PCA, 4 components of {lm.name}"]
     assert of_model["clean"]["results"]["a_task"]["acc,none"] == 0.75
     assert of_model["suites"]["plain"]["results"]["b_task"]["acc,none"] == 0.5
     lines = (tmp_path / "out" / "evaluation.md").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
-    of_random = f"PCA, 4 components of {lm.name}:random"
-    assert f"| Task | Metric | Documents | model itself | plain | PCA, 4 components | control | {of_random} |" in lines
+    of_random, of_lm = (f"PCA, 4 components of {name}" for name in (f"{lm.name}:random", lm.name))
+    assert f"| Task | Metric | Documents | model itself | plain | {of_lm} | control | {of_random} |" in lines
     row = "| acc ↑ | 12 | 0.750 ± 0.062 | 0.500 ± 0.062 | 0.500 ± 0.062 | – | – |"
     assert f"| a_task ({lm.name}) {row}" in lines
     assert f"| b_task ({lm.name}) | f1, strict ↓ | 12 | 0.375 | 0.250 | 0.250 | – | – |" in lines
@@ -455,6 +292,8 @@ def test_parts_are_found_once_for_each_identity(tmp_path: Path, capsys: pytest.C
         assert parts.of("a", None, make=dict) == {"x": [1.5, None]}  # nobody changes what is kept
         return made
 
+    both = Parts(None, of=1)
+    assert [both.within(name).of("a", make=lambda name=name: name) for name in "xyx"] == ["x", "y", "x"]
     assert one_of({"n": 1}) == [1] and capsys.readouterr().err == ""
     assert one_of({"n": 1}) == [] and "1 part(s) were finished before" in capsys.readouterr().err
     assert one_of({"n": 2}) == [1]
@@ -473,51 +312,6 @@ def test_stamps_tell_a_changed_file(tmp_path: Path) -> None:
     assert stamps([tmp_path / "below" / "a", tmp_path / "gone"]) == before
     (tmp_path / "below" / "a").write_text("12", encoding="utf-8")
     assert stamps([tmp_path]) != before
-
-
-def test_transcoders_are_left_out_and_a_line_says_so(
-    lm: LanguageModel, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    one = sae("layers.0")
-    transcoder = Transcoder(
-        W_enc=one.W_enc.data, b_enc=one.b_enc.data, W_dec=one.W_dec.data, b_dec=one.b_dec.data, gate=ReLU(),
-        metadata={"site": "layers.0", "target_site": "layers.1"},
-    )  # fmt: skip
-    both = write_run(tmp_path / "both", lm, data, {"layers.0.to.layers.1": transcoder, "layers.2": sae("layers.2")})
-    [suite] = open_suites([open_run(both)])
-    assert list(suite.saes) == ["layers.2"]
-    assert "1 transcoder(s) left out" in capsys.readouterr().err
-    alone = write_run(tmp_path / "alone", lm, data, {"layers.0.to.layers.1": transcoder})
-    with pytest.raises(UserError, match=r"holds 1 transcoder\(s\) and no SAE"):
-        open_suites([open_run(alone)], progress=False)
-
-
-def test_runs_that_cannot_be_read_are_refused(plain: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"`runs` must be folders of runs.*no run.json"):
-        open_run(tmp_path)
-    (tmp_path / "run.json").write_text('{"status": "training"}', encoding="utf-8")
-    with pytest.raises(UserError, match="is damaged"):
-        open_run(tmp_path)
-    record = json.loads((plain / "run.json").read_text(encoding="utf-8")) | {"status": "training"}
-    (tmp_path / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    with pytest.raises(UserError, match=r"holds no SAEs \(status: training\).*--resume"):
-        open_run(tmp_path)
-
-
-def test_runs_of_other_text_or_model_are_refused(plain: Path, lm: LanguageModel, data: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other-text"
-    other.mkdir()
-    (other / "parts.jsonl").write_text((data / "parts.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
-    moved = write_run(tmp_path / "moved", lm, other, layer_wise())
-    with pytest.raises(UserError, match=r"`runs` must be of one text.*other-text, 32 tokens.*--data"):
-        evaluated(tmp_path / "out", plain, moved)
-    assert set(evaluated(tmp_path / "out", plain, moved, data=str(data))["suites"]) == {"plain", "moved"}
-    record = json.loads((moved / "run.json").read_text(encoding="utf-8"))
-    record["model"]["weights_sha256"] = "0" * 64
-    (moved / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    with pytest.raises(UserError, match="no longer those of"):
-        evaluated(tmp_path / "again", moved)
-    assert not (tmp_path / "again").exists()
 
 
 def test_a_folder_is_not_overwritten_unasked(plain: Path, tmp_path: Path) -> None:
@@ -543,7 +337,7 @@ def test_a_folder_is_not_overwritten_unasked(plain: Path, tmp_path: Path) -> Non
         ({"n_pairs": 3}, "`n_pairs` must be at least 4. Got 3."),
         ({"tasks": ()}, "`tasks` must name tasks. Got nothing."),
         ({"tasks": ("auto", "ioi")}, '`tasks` must be "auto" alone or names. Got auto ioi.'),
-        ({"tasks": ("none",), "circuits": True}, '`circuits` are found for tasks. Got tasks "none".'),
+        ({"tasks": ("none",), "circuits": "attribution"}, '`circuits` are found for tasks. Got tasks "none".'),
         ({"lm_eval": ("a", "b", "a")}, "`lm_eval` must name each task once. Got a twice."),
         ({"lm_eval": ("a",), "lm_eval_limit": 0}, "`lm_eval_limit` must be at least 1. Got 0."),
         ({"lm_eval_limit": 5}, "`lm_eval_limit` must come with tasks of lm-eval. Got 5 and no task."),
@@ -576,33 +370,3 @@ def test_the_folder_is_named_after_the_runs() -> None:
 def test_tables_escape_what_markdown_reads() -> None:
     table = Table("T", "", ["a", "b"], [["x|y", "<b>"]])
     assert table.markdown().splitlines()[-1] == r"| x\|y | &lt;b> |"
-
-
-def test_suites_that_differ_in_their_seeds_share_a_label() -> None:
-    def suite(seed: int, k: int = 4) -> dict[str, Any]:
-        cost = {"sae_seconds": 2.0, "sae_flops": 1e9, "lm_flops": 1e9}
-        settings = {"k": k, "seed": seed}
-        return {"settings": settings, "groups": [["s"]], "kind": "sae", "model": "m", "sites": {"s": {}},
-                "cost": cost, "random_weights": False, "run": "r", "fvu": 0.1 + 0.01 * seed}  # fmt: skip
-
-    suites = {"a-seed0": suite(0), "a-seed1": suite(1), "b": suite(0, k=8), "c": suite(0) | {"fvu": None}}
-    found = points(suites, lambda one: one["fvu"])
-    assert [(point.name, point.label) for point in found] == [("a-seed0", "a (2 runs)"), ("a-seed1", ""), ("b", "b")]
-    assert found[0].flops == 2e9
-
-
-def test_a_plot_places_points_by_their_cost_and_escapes_names() -> None:
-    named = '<x>"&'
-    given = [
-        Point(named, named, "layer-wise", 0.1, 10.0, 1e12),
-        Point("half", "half", "groups", 0.2, 5.0, 5e11),
-        Point("PCA", "PCA", "PCA", 0.4, None, None),
-    ]
-    drawn = ET.fromstring(cost_plot(given, title="T", y_title="y"))
-    space = "{http://www.w3.org/2000/svg}"
-    circles = [c for c in drawn.iter(f"{space}circle") if c.find(f"{space}title") is not None]
-    assert len(circles) == 4  # two suites in two panels
-    left, right = ([float(c.get(a, "")) for c in circles[:2]] for a in ("cx", "cy"))
-    assert left[0] > left[1] and right[0] > right[1]  # dearer is to the right, better is lower
-    assert named in [text.text for text in drawn.iter(f"{space}text")]
-    assert cost_plot([given[2]], title="T", y_title="y") == ""

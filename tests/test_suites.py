@@ -13,7 +13,7 @@ from strata.errors import UserError
 from strata.evaluate import held_out, suites
 from strata.evaluate.held_out import reconstruction_quality
 from strata.evaluate.suites import evaluate_suites
-from strata.evaluate.sums import ReconstructionSums, SiteRows
+from strata.evaluate.sums import ReconstructionSums, SiteSums
 from strata.lm.model import LanguageModel
 from strata.lm.partial import can_start_at
 from strata.lm.tokens import TokenBatch
@@ -244,7 +244,7 @@ def test_sinks_are_told_from_the_first_rows() -> None:
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(100, WIDTH, generator=generator)
     later = 30 * torch.randn(200, WIDTH, generator=generator)  # sinks beside the first rows; most rows in the end
-    rows = SiteRows("layers.1", {"a": sae}, n_first_rows=80)
+    rows = SiteSums("layers.1", {"a": sae}, n_first_rows=80)
     for part in (*first.split(30), later):
         rows.add(part, {"a": sae.encode_sparse(part)})
     found = rows.numbers("a")
@@ -257,7 +257,7 @@ def test_sinks_are_told_from_the_first_rows() -> None:
 
 def test_rows_wait_no_longer_than_needed() -> None:
     sae = random_sae()
-    rows = SiteRows("layers.1", {"a": sae}, n_first_rows=80)
+    rows = SiteSums("layers.1", {"a": sae}, n_first_rows=80)
     for n_waiting in (50, 0, 0):
         part = torch.randn(50, WIDTH)
         rows.add(part, {"a": sae.encode_sparse(part)})
@@ -267,14 +267,14 @@ def test_rows_wait_no_longer_than_needed() -> None:
 def test_rows_that_cannot_be_measured_are_named() -> None:
     sae = random_sae()
     for bad in (float("nan"), float("inf")):
-        rows = SiteRows("layers.1", {"a": sae}, n_first_rows=50)
+        rows = SiteSums("layers.1", {"a": sae}, n_first_rows=50)
         for x in (torch.randn(50, WIDTH), torch.full((2, WIDTH), bad)):
             rows.add(x, {"a": sae.encode_sparse(torch.zeros_like(x))})
         with pytest.raises(UserError, match=r"must be finite numbers\. layers\.1 holds NaN"):
             rows.numbers("a")
     with pytest.raises(UserError, match=r"must hold more than attention sinks\. Those of layers\.1 do not"):
         ReconstructionSums(4).numbers(site="layers.1")
-    same = SiteRows("layers.1", {"a": sae}, n_first_rows=50)
+    same = SiteSums("layers.1", {"a": sae}, n_first_rows=50)
     same.add(torch.ones(9, WIDTH), {"a": sae.encode_sparse(torch.ones(9, WIDTH))})
     with pytest.raises(UserError, match=r"All rows of layers\.1 are equal"):
         same.numbers("a")

@@ -31,7 +31,7 @@ class Parts:
             say(f"going on: {len(self._found)} part(s) were finished before", shown=progress)
 
     def within(self, *name: str) -> "Parts":
-        """The parts of a part, which no other's are called like."""
+        """The same, for parts whose names are told apart by this one in front."""
         own = copy(self)
         own._within = (*self._within, *name)
         return own

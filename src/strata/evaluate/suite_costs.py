@@ -60,9 +60,9 @@ def _flops_per_row(suite: Suite) -> float:
     return sum(sae_step_flops(d_in, d_sae, suite.k) for d_in, d_sae in suite.widths)
 
 
-def _sum(a: float | None, b: float | None) -> float | None:
+def _sum(a: int | float | None, b: int | float | None) -> int | float | None:
     return None if a is None or b is None else a + b
 
 
-def _product(a: float | None, b: float | None) -> float | None:
+def _product(a: int | float | None, b: int | float | None) -> int | float | None:
     return None if a is None or b is None else a * b

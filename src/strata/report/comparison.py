@@ -24,9 +24,9 @@ def evaluate_and_report(config: EvaluateConfig, *, progress: bool = True) -> Pat
     """Evaluate runs as described (`strata.evaluate.compare.compare_runs`) and write a folder.
 
     The folder holds evaluation.json (everything), evaluation.md (the tables), fvu.svg and delta_ce.svg (quality against
-    cost; left out where no suite has both) and index.html (all of it, needing nothing but itself). It appears whole or
-    not at all. What is found before the end lies beside it, under a hidden name: the same command, given again after an
-    interruption, goes on with it.
+    cost, of the suites with the sites that all have; left out where none has both) and index.html (all of it, needing
+    nothing but itself). It appears whole or not at all. What is found before the end lies beside it, under a hidden
+    name: the same command, given again after an interruption, goes on with it.
 
     Args:
         config: the evaluation.
@@ -36,7 +36,7 @@ def evaluate_and_report(config: EvaluateConfig, *, progress: bool = True) -> Pat
         The page.
 
     Raises:
-        UserError: what cannot be evaluated, before anything is; or a folder that exists or cannot be written.
+        UserError: what cannot be evaluated, see `compare_runs`; or a folder that exists or cannot be written.
         KeyboardInterrupt: as it came, with a sentence on how to go on.
     """
     folder = config.folder()

@@ -13,7 +13,7 @@ from strata.evaluate.examples import feature_examples
 from strata.evaluate.held_out_text import held_out_batches
 from strata.evaluate.language_loss import UNDEFINED
 from strata.evaluate.prediction import prediction_quality
-from strata.evaluate.suites import evaluate_suites
+from strata.evaluate.suites import by_suite, evaluate_suites
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch
 from strata.log import say
@@ -43,9 +43,9 @@ def train_and_report(config: TrainConfig, *, progress: bool = True) -> Path:
         lm, batches = found
         write_json(folder / "evaluation.json", evaluation_of(lm, trained, batches, lm_dtype=config.lm_dtype))
         features: dict[str, Any] = {}
-        for saes in by_site(per_layer(trained.saes)):
+        for saes in by_suite(per_layer(trained.saes)):
             examples = feature_examples(
-                lm, _named_by_site(saes), batches, seed=config.sae.seed, lm_dtype=config.lm_dtype
+                lm, _named_by_suite(saes), batches, seed=config.sae.seed, lm_dtype=config.lm_dtype
             )
             features |= {key: examples[_site(sae)] for key, sae in saes.items()}
         write_json(folder / "features.json", features)
@@ -65,8 +65,8 @@ def evaluation_of(
     are measured by how well they predict their target; the language model's losses are undefined (None) for them.
     """
     saes = per_layer(trained.saes)
-    suites = {str(number): suite for number, suite in enumerate(by_site(_without_targets(saes)))}
-    found = evaluate_suites(lm, {name: _named_by_site(suite) for name, suite in suites.items()}, batches,
+    suites = {str(number): suite for number, suite in enumerate(by_suite(_without_targets(saes)))}
+    found = evaluate_suites(lm, {name: _named_by_suite(suite) for name, suite in suites.items()}, batches,
                             lm_dtype=lm_dtype) if suites else {}  # fmt: skip
     sites = {key: found[name]["sites"][_site(sae)] for name, suite in suites.items() for key, sae in suite.items()}
     for key, sae in saes.items():
@@ -87,17 +87,6 @@ def evaluation_of(
     }
     together = next((one["all_sites"] for one in found.values()), dict(UNDEFINED))
     return {**counts, "sites": {key: sites[key] | of_training[key] for key in saes}, "all_sites": together}
-
-
-def by_site(saes: Mapping[str, SAE]) -> list[dict[str, SAE]]:
-    """The SAEs in groups that hold each site at most once, as few groups as there are SAEs at a site."""
-    groups: list[dict[str, SAE]] = []
-    for key, sae in saes.items():
-        free = next((group for group in groups if _site(sae) not in map(_site, group.values())), None)
-        if free is None:
-            groups.append(free := {})
-        free[key] = sae
-    return groups
 
 
 def _model_and_text(rows: RunRows, *, progress: bool) -> tuple[LanguageModel, list[TokenBatch]] | None:
@@ -130,7 +119,7 @@ def _without_targets(saes: Mapping[str, SAE]) -> dict[str, SAE]:
     return {key: sae for key, sae in saes.items() if _target(sae) is None}
 
 
-def _named_by_site(saes: Mapping[str, SAE]) -> dict[str, SAE]:
+def _named_by_suite(saes: Mapping[str, SAE]) -> dict[str, SAE]:
     return {_site(sae): sae for sae in saes.values()}
 
 

@@ -21,8 +21,8 @@ class GroupSAE(nn.Module):
     of a single layer.
 
     Args:
-        saes: site → its SAE, in the model's order, alike in shape, gate, encoder and decoder. They stay as they are; the
-            group's share the first one's W_enc and W_dec.
+        saes: site → its SAE, in the model's order, of one gate, encoder and decoder. They stay as they are; the group's
+            share the first one's W_enc and W_dec.
 
     Raises:
         UserError: no site, or SAEs that do not share encoder and decoder.
