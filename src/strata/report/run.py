@@ -45,7 +45,7 @@ def train_and_report(config: TrainConfig, *, progress: bool = True) -> Path:
         features: dict[str, Any] = {}
         for saes in by_suite(per_layer(trained.saes)):
             examples = feature_examples(
-                lm, _named_by_suite(saes), batches, seed=config.sae.seed, lm_dtype=config.lm_dtype
+                lm, _named_by_site(saes), batches, seed=config.sae.seed, lm_dtype=config.lm_dtype
             )
             features |= {key: examples[_site(sae)] for key, sae in saes.items()}
         write_json(folder / "features.json", features)
@@ -66,7 +66,7 @@ def evaluation_of(
     """
     saes = per_layer(trained.saes)
     suites = {str(number): suite for number, suite in enumerate(by_suite(_without_targets(saes)))}
-    found = evaluate_suites(lm, {name: _named_by_suite(suite) for name, suite in suites.items()}, batches,
+    found = evaluate_suites(lm, {name: _named_by_site(suite) for name, suite in suites.items()}, batches,
                             lm_dtype=lm_dtype) if suites else {}  # fmt: skip
     sites = {key: found[name]["sites"][_site(sae)] for name, suite in suites.items() for key, sae in suite.items()}
     for key, sae in saes.items():
@@ -119,7 +119,7 @@ def _without_targets(saes: Mapping[str, SAE]) -> dict[str, SAE]:
     return {key: sae for key, sae in saes.items() if _target(sae) is None}
 
 
-def _named_by_suite(saes: Mapping[str, SAE]) -> dict[str, SAE]:
+def _named_by_site(saes: Mapping[str, SAE]) -> dict[str, SAE]:
     return {_site(sae): sae for sae in saes.values()}
 
 
