@@ -98,7 +98,9 @@ def evaluation(sites: list[str], dice: random.Random) -> dict[str, Any]:
             "kl_div_score": 0.96,
             "delta_ce_percent": 100 * (spliced - clean) / clean,
         }
-    return {"n_rows": 32_640, "n_tokens": 32_768, "context_tokens": 256, "sites": measured}
+    together = {"ce_clean": 2.7, "ce_sae": 4.9, "ce_zero": 8.3, "ce_loss_score": 0.607, "delta_ce_percent": 81.5}
+    counts = {"n_rows": 32_640, "n_tokens": 32_768, "context_tokens": 256}
+    return {**counts, "sites": measured, "all_sites": together}
 
 
 def tokens_of(text: str) -> list[str]:

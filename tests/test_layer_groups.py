@@ -481,3 +481,17 @@ def test_every_layer_of_a_group_has_the_l0_that_k_says(architecture):
     for site in group.sites:
         l0 = (group.at(site).encode(acts[site]) > 0).float().sum(1).mean()
         assert l0 == pytest.approx(4, rel=0.04), site
+
+
+@pytest.mark.saelens
+def test_every_layer_of_a_group_opens_in_saelens(tmp_path):
+    from sae_lens import SAE as SAELensSAE
+
+    acts = unlike_layers()
+    group = train(prepare(acts, assign(list(acts), CONFIG, groups=[("layers.0", "layers.1")]))).saes["layers.0-1"]
+    assert isinstance(group, GroupSAE)
+    group.save(tmp_path)
+    for site in group.sites:
+        opened = SAELensSAE.load_from_disk(tmp_path / site)
+        x = acts[site][:50]
+        torch.testing.assert_close(opened.decode(opened.encode(x)), group.at(site)(x), rtol=1e-3, atol=1e-3)

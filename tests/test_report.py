@@ -104,6 +104,8 @@ def test_verdict_and_numbers(tmp_path: Path) -> None:
         assert f"{measured['fvu']:.3f}" in cells
         assert f"{measured['ce_loss_score']:.3f}" in cells
         assert f"+{measured['delta_ce_percent']:.1f}{NBSP}%" in cells
+    assert "All SAEs at once" in page.text
+    assert "0.607" in page.text
     for said in ("AMD EPYC 9B45", "2.13.0+cpu", "config", "sae.batch_size", "19.2", "GPTNeoXForCausalLM"):
         assert said in page.text, said
 
@@ -321,3 +323,27 @@ def test_charts_place_what_they_are_given() -> None:
     drawn = bars("b", title="t", values={"model.3.mlp": 0.5, "model.4.mlp": 1.0, "model.5.mlp": None})
     assert [bar["label"] for bar in drawn["bars"]] == ["3", "4", "5"]
     assert [bar["height"] for bar in drawn["bars"]] == [500.0, 1000.0, 0.0]
+
+
+def test_a_group_is_shown_layer_by_layer(tmp_path: Path) -> None:
+    fake_run.write_run(tmp_path, 3, n_features=1)
+    text = (tmp_path / "evaluation.json").read_text()
+    for site in ("layers.0", "layers.1"):
+        text = text.replace(f'"{site}"', f'"layers.0-1/{site}"')
+    (tmp_path / "evaluation.json").write_text(text)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["sites"] = {"layers.0-1": line["sites"]["layers.0"], "layers.2": line["sites"]["layers.2"]}
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "features.json").unlink()
+    for path in list((tmp_path / "sae").iterdir()):
+        if path.name != "layers.2":
+            path.rename(tmp_path / path.name)
+    files = read_run(tmp_path)
+    assert files.sites == ["layers.0-1/layers.0", "layers.0-1/layers.1", "layers.2"], "not the group beside its layers"
+    assert files.trained == ["layers.0-1", "layers.2"], "curves are of what was trained"
+    (tmp_path / "evaluation.json").unlink()
+    unmeasured = read_run(tmp_path)
+    assert unmeasured.sites == ["layers.0-1", "layers.2"]
+    page, _ = report(tmp_path)
+    assert "layers.0-1" in page.text

@@ -118,6 +118,9 @@ def tiles(files: RunFiles) -> list[dict[str, str]]:
     if not files.evaluation:
         over_sites("fvu", "FVU in training", "ratio")
     over_sites("ce_loss_score", "CE loss score", "ratio")
+    together = files.evaluation.get("all_sites")
+    if many and isinstance(together, dict) and not files.at("config", "sweep"):
+        add("All SAEs at once", show(together.get("ce_loss_score"), "ratio"), "CE loss score, every site replaced")
     over_sites("dead_share", "Dead latents", "share", f"not fired {window}" if (window := dead_window(files)) else "")
     over_sites("l0", "Active latents", "mean_count", _of_latents(files))
     seconds = number(files.at("seconds", "total")) or number(files.last.get("seconds"))
