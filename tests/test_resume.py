@@ -401,9 +401,9 @@ def test_a_checkpoint_with_the_buffer_spares_the_language_model(
     n_forwards = {}
     harvest = Stream.harvest
 
-    def counting(self: Stream, batch: Any) -> Any:
+    def counting(self: Stream, *given: Any, **named: Any) -> Any:
         n_forwards[folder] = n_forwards.get(folder, 0) + 1
-        return harvest(self, batch)
+        return harvest(self, *given, **named)
 
     monkeypatch.setattr(Stream, "harvest", counting)
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 from strata.errors import UserError
 from strata.lm.text import open_texts
 from strata.lm.tokens import TokenStream
+from tiny_models import tiny_tokenizer
 
 WORDS = ["def", "class", "None", "while", "value", "", "Über", "Straße", "日本", "print(x)", "==", "\n", "\t", "0.5"]
 
@@ -268,6 +269,7 @@ PROGRAM = """
 import itertools, tokenizers, types
 from strata.lm.text import open_texts
 from strata.lm.tokens import TokenStream
+from tiny_models import tiny_tokenizer
 
 backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
 backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -358,3 +360,18 @@ def test_long_texts_cause_no_warning(caplog, capfd):
         assert np.sum([int(batch.is_row.sum()) for batch in stream(["def value " * 50], tokenizer)]) > 8
     assert caplog.text == ""
     assert capfd.readouterr().err == ""
+
+
+def test_an_abandoned_stream_waits_for_no_lock_of_other_threads() -> None:
+    """It may be collected while this very thread is inside another executor's `submit`, and then it would wait for
+    itself.
+    """
+    from concurrent.futures import thread
+
+    batches = iter(TokenStream(open_texts(["abc " * 50] * 20), tiny_tokenizer(), context_tokens=8, text_batch_size=1))
+    next(batches)
+    leaving = threading.Thread(target=batches.close, daemon=True)  # pyright: ignore[reportAttributeAccessIssue]
+    with thread._global_shutdown_lock:  # pyright: ignore[reportAttributeAccessIssue]
+        leaving.start()
+        leaving.join(timeout=5)
+        assert not leaving.is_alive()

@@ -1,6 +1,5 @@
 """Token rows: texts packed into sequences without waste, made in a thread so that the model never waits."""
 
-import contextlib
 import sys
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -215,7 +214,9 @@ def _ahead(batches: Generator[TokenBatch, None, None]) -> Iterator[TokenBatch]:
     """The same batches, made in a thread up to ``_BATCHES_AHEAD`` before they are asked for; its errors rise here.
 
     One small job per batch and no loop in the thread: leaving early (also by collection of this generator, or the end
-    of the program) has nothing to wait for but the jobs under way.
+    of the program) has nothing to wait for but the jobs under way. Collection may come in the middle of another
+    executor's `submit`, whose lock all of them share: so nothing is submitted then. The batches' files are closed when
+    the last job lets go of them.
     """
     too_late = sys.is_finalizing  # a name of this module may be gone when the interpreter collects the generator
     worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="strata-tokens")
@@ -228,6 +229,4 @@ def _ahead(batches: Generator[TokenBatch, None, None]) -> Iterator[TokenBatch]:
         if not too_late():  # else the thread has ended already
             for job in jobs:
                 job.cancel()
-            with contextlib.suppress(RuntimeError):  # the interpreter is about to end and takes no more jobs
-                worker.submit(batches.close)  # in the thread, where the generator may be running; closes its files
             worker.shutdown(wait=False)
