@@ -63,6 +63,7 @@ def counted(lm: LanguageModel) -> Iterator[Counter[str]]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_logits_are_those_of_the_full_pass(architecture: str, ids: Tensor, attended: Tensor) -> None:
     lm = shared_language_model(architecture)
+    hooks = [len(module._forward_hooks) for module in lm.model.modules()]
     mask = attended.clone()
     mask[:, 0] = False
     with torch.no_grad():
@@ -88,7 +89,7 @@ def test_logits_are_those_of_the_full_pass(architecture: str, ids: Tensor, atten
                 assert calls == dict.fromkeys(lm.sites[start:], 1), "skipped blocks do not run at all"
         assert torch.equal(lm.logits(ids, attention_mask=attended), clean)
     assert not any("forward" in module.__dict__ for module in lm.model.modules())
-    assert not any(module._forward_hooks for module in lm.model.modules())
+    assert [len(module._forward_hooks) for module in lm.model.modules()] == hooks  # transformers keeps some of its own
 
 
 @pytest.mark.parametrize("architecture", ["gpt_neox", "bloom"])
