@@ -13,8 +13,9 @@ NETWORK = os.environ.get("STRATA_TEST_NETWORK") == "1"
 
 # Before transformers or datasets are imported: they read these once.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+_CACHE = tempfile.mkdtemp(prefix="strata-tests-")
+os.environ["STRATA_CACHE"] = _CACHE  # whether this machine was measured changes no test
 if not NETWORK:
-    _CACHE = tempfile.mkdtemp(prefix="strata-tests-")
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HOME=_CACHE)
 
 import torch  # noqa: E402 - after the environment is set
@@ -24,8 +25,7 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cp
 
 
 def pytest_unconfigure() -> None:
-    if not NETWORK:
-        shutil.rmtree(_CACHE, ignore_errors=True)
+    shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -34,7 +34,9 @@ TINY_FLAGS = [
 ]
 N_STEPS = 2 * 3072 // 64
 SITE_KEYS = {"loss", "fvu", "l0", "dead_share", "silent_1m_share", "silent_rows_p90"}
+SITE_KEYS |= {"silent_step_share", "outlier_share", "relative_length"}
 METRICS_KEYS = {"step", "rows", "tokens", "seconds", "rows_per_second", "learning_rate", "sites", "held_out"}
+METRICS_KEYS |= {"rows_seconds", "sae_seconds"}
 EVALUATION_KEYS = {
     *("explained_variance", "fvu", "mse", "cosine", "l0", "l2_ratio", "relative_reconstruction_bias", "silent_share"),
     *("dead_share", "dead_window_rows", "n_sink_rows", "fvu_with_sinks", "ce_clean", "ce_sae", "ce_zero"),

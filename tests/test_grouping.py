@@ -3,20 +3,15 @@
 import itertools
 import json
 import math
-import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from strata.activations.collected import Activations
 from strata.activations.distances import layer_similarity, shuffled_rows
-from strata.costs.flops import forward_flops, sae_step_flops
 from strata.errors import UserError
 from strata.grouping import (
     NotNeighboursError,
@@ -28,11 +23,10 @@ from strata.grouping import (
     partitions,
     worst_diameter,
 )
-from strata.lm.flops import forward_flops_of
 from strata.lm.model import LanguageModel
 from strata.similarity import AngularDistances, LinearCKA
 
-from tiny_models import MAX_POSITIONS, N_LAYERS, tiny_model, tiny_tokenizer  # isort: skip
+from tiny_models import tiny_model, tiny_tokenizer  # isort: skip
 
 METHODS = ("minmax", "complete", "published")
 PYTHIA = json.loads((Path(__file__).parent / "data" / "pythia-1b-layer-groups.json").read_text(encoding="utf-8"))
@@ -356,65 +350,6 @@ def test_distances_of_a_language_model(lm: LanguageModel) -> None:
     means = torch.stack([layer[:128].mean(0) for layer in rows])
     expected = angles_pair_by_pair([layer[128:] for layer in rows], means)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2", "llama", "qwen3", "gemma2"])
-def test_forward_flops_are_those_that_torch_counts(architecture: str) -> None:
-    model: Any = tiny_model(architecture)
-    model.set_attn_implementation("eager")
-    lm = LanguageModel(model)
-    blocks = [model.get_submodule(lm.site(site).path) for site in lm.sites[:2]]
-    ids = torch.randint(2, 300, (3, MAX_POSITIONS))
-    with FlopCounterMode(display=False) as counter:
-        lm.activations(ids, lm.sites[1])
-    # Rotary angles are a product too: of the whole model once, and not of a block
-    rotary = sum(
-        count
-        for name, ops in counter.get_flop_counts().items()
-        if re.search(r"rotary_emb$", name)
-        for count in ops.values()
-    )
-    counted = (counter.get_total_flops() - rotary) / ids.numel()
-    assert forward_flops(blocks, model.config, context_tokens=MAX_POSITIONS) == counted
-
-
-def test_forward_flops_end_with_the_block_of_the_deepest_site() -> None:
-    lm = LanguageModel(tiny_model("gpt_neox"))
-    blocks = [lm.model.get_submodule(f"gpt_neox.layers.{i}") for i in range(N_LAYERS)]
-    for sites, n_blocks in (
-        (["layers.0"], 1),
-        (["layers.1", "layers.0"], 2),
-        (["layers.0", "layers.1.mlp"], 2),
-        (["gpt_neox.layers.1.attention.dense"], 2),
-        (["gpt_neox.final_layer_norm"], N_LAYERS),
-    ):
-        expected = forward_flops(blocks[:n_blocks], lm.model.config, context_tokens=10)
-        assert forward_flops_of(lm, sites, context_tokens=10) == expected, sites
-    with pytest.raises(UserError, match=r"Did you mean 'layers\.2'"):
-        forward_flops_of(lm, ["layers.20"], context_tokens=10)
-
-
-def test_forward_flops_of_the_formula_and_of_experts() -> None:
-    neox: Any = tiny_model("gpt_neox").config
-    width, inner = neox.hidden_size, neox.intermediate_size
-    blocks = [tiny_model("gpt_neox").get_submodule(f"gpt_neox.layers.{i}") for i in range(N_LAYERS)]
-    expected = N_LAYERS * (2 * (4 * width**2 + 2 * width * inner) + 4 * 10 * width)
-    assert forward_flops(blocks, neox, context_tokens=10) == expected
-    mixtral: Any = tiny_model("mixtral")
-    block = mixtral.get_submodule("model.layers.0")
-    attention = sum(weight.numel() for weight in block.self_attn.parameters())
-    router, expert = 3 * width, 3 * width * inner
-    found = forward_flops([block], mixtral.config, context_tokens=10)
-    assert found == pytest.approx(2 * (attention + router + 2 * expert) + 4 * 10 * width)
-    with pytest.raises(UserError, match="names no num_attention_heads"):
-        forward_flops([block], torch.nn.Linear(1, 1), context_tokens=10)
-    without = SimpleNamespace(num_attention_heads=4, hidden_size=width)
-    with pytest.raises(UserError, match="needs the number of active experts"):
-        forward_flops([block], without, context_tokens=10)
-
-
-def test_sae_flops() -> None:
-    assert sae_step_flops(768, 12_288, 32) == 2 * 768 * 12_288 + 10 * 32 * 768
 
 
 def test_numpy_and_lists_are_matrices_too() -> None:

@@ -23,7 +23,8 @@ LAYERS = (
         "intent",
         (
             *("strata.settings", "strata.config", "strata.collect_config", "strata.groups_config"),
-            *("strata.evaluate_config", "strata.sweep", "strata.recipes", "strata.layer_groups"),
+            *("strata.evaluate_config", "strata.plan_config", "strata.scaling_config", "strata.doctor_config"),
+            *("strata.sweep", "strata.recipes", "strata.layer_groups"),
         ),
     ),
     ("mathematics", ("strata.sae", "strata.kernels", "strata.grouping", "strata.similarity", "strata.costs")),
@@ -31,7 +32,7 @@ LAYERS = (
         "world",
         (
             *("strata.lm", "strata.activations", "strata.atomic", "strata.checkpoint", "strata.formats"),
-            *("strata.log", "strata.loggers", "strata.signals", "strata.memory"),
+            *("strata.log", "strata.loggers", "strata.signals", "strata.memory", "strata.hardware"),
         ),
     ),
     (
@@ -39,7 +40,7 @@ LAYERS = (
         (
             *("strata.assignments", "strata.origins", "strata.loop", "strata.train"),
             *("strata.run", "strata.run_rows", "strata.run_folder", "strata.collect"),
-            *("strata.groups", "strata.export"),
+            *("strata.groups", "strata.export", "strata.scaling"),
             *("strata.evaluate", "strata.interpret", "strata.steer", "strata.plan", "strata.doctor"),
         ),
     ),
@@ -61,7 +62,7 @@ MOST_STATEMENTS_OF_A_DELEGATE = 5
 HEAVY = frozenset(
     {
         *("transformers", "datasets", "pyarrow", "pandas", "sae_lens", "wandb", "tensorboard", "huggingface_hub"),
-        *("lm_eval", "accelerate"),
+        *("lm_eval", "accelerate", "scipy"),
     }
 )
 SILENT_START = HEAVY | {"torch", "tyro", "rich", "jinja2"}

@@ -30,6 +30,7 @@ from strata.train import prepare, train
 ARCHITECTURES = get_args(get_type_hints(SAEConfig)["architecture"])
 SMALL = SAEConfig(expansion_factor=2, k=4, batch_size=32, dead_feature_window=3)
 KEYS = {"step", "rows", "tokens", "seconds", "rows_per_second", "learning_rate", "sites", "held_out"}
+KEYS |= {"rows_seconds", "sae_seconds"}
 RECORD = {
     "step": 10,
     "rows": 320,

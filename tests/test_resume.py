@@ -347,7 +347,7 @@ def assert_same(a: strata.SAE, b: strata.SAE) -> None:
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-UNTIMED = {"seconds": 0, "rows_per_second": 0}
+UNTIMED = {"seconds": 0, "rows_per_second": 0, "rows_seconds": 0, "sae_seconds": 0}
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

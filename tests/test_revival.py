@@ -146,7 +146,7 @@ class TestResampling:
         rule = make_rule(SAEConfig(architecture=architecture, expansion_factor=3, k=2), d_sae=12)
         params = {"W_enc": torch.randn(12, 4), "W_dec": normalize(torch.randn(12, 5), dim=1), "b_dec": torch.randn(5)}
         params |= {name: tensor + 0.7 for name, tensor in rule.own_tensors(torch.tensor(0.3)).items()}
-        batch = Batch(torch.randn(6, 4), torch.randn(6, 5), torch.ones(6), torch.tensor(6.0))
+        batch = Batch(torch.randn(6, 4), torch.randn(6, 5), torch.ones(6), torch.tensor(6.0), torch.ones(6))
         return rule, params, batch
 
     @pytest.mark.parametrize("architecture", sorted(RULES))

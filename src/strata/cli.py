@@ -18,14 +18,18 @@ Strata trains sparse autoencoders on the activations of language models.
 usage: strata COMMAND [...]
 
 commands:
+  plan [COMMAND] [--flags]     what a training (or collect, groups, evaluate) would cost, before it is paid
   train [RECIPE] [--flags]     from text to SAEs and a report; `strata train --help` lists recipes and flags
   collect [--flags]            activations to disk, shuffled, for `strata train --activations FOLDER`
   groups [MODEL] [--flags]     how alike the layers are, and which of them could share an SAE
   evaluate RUN... [--flags]    runs side by side on held-out text: reconstruction, loss, tasks, baselines, cost
+  doctor RUN                   whether a run goes as it should, finished or not: findings, evidence, what to do
+  scaling STORE [--flags]      a sweep of widths, tokens and k, and the laws that fit it
   export FOLDER [--flags]      a run or an SAE for SAELens, sparsify, dictionary_learning, Gemma Scope, the Hub
   import FOLDER [--flags]      SAEs of those libraries as Strata's own folders
 
 examples:
+  strata plan demo --calibrate                          seconds, memory, disk of it on this machine; and what else to do
   strata train demo                                     the embedded model on the Python standard library, every layer
   strata train --model EleutherAI/pythia-160m --data my.jsonl --sites layers.6 --sae.k 32
   strata train --sites layers.3 --sweep k=16,32,64 seed=0,1
@@ -35,6 +39,8 @@ examples:
   strata groups demo                                    then: strata train --groups groups/demo-stdlib
   strata train --groups auto                            one SAE per group of near layers
   strata evaluate runs/layer-wise runs/grouped
+  strata plan train qwen3-8b --hardware h100 --price-per-hour 3
+  strata doctor runs/demo-stdlib
   strata export runs/demo-stdlib --format dictionary_learning
 """
 
@@ -45,18 +51,21 @@ class Command:
 
     Attributes:
         parse: from the words behind it to a description; None when they asked for help, which is then printed.
-        run: does it; gives the lines for stdout.
+        run: does it; gives the lines for stdout, and with them an exit code where that says something.
     """
 
     parse: Callable[[Sequence[str]], Any]
-    run: Callable[[Any], list[str]]
+    run: Callable[[Any], list[str] | tuple[list[str], int]]
+
+
+_PLANNING = "The cost of the following, before it is paid; its own flags, and beside them those of the plan.\n\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit code: 0 done, 2 the user can mend it, 130 or 143 interrupted by Ctrl-C or SIGTERM.
+        The exit code: 0 done, 2 the user can mend it, 130 or 143 interrupted by Ctrl-C or SIGTERM; `doctor` has more.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -81,17 +90,24 @@ def _dispatch(words: list[str]) -> int:
         raise UserError(f"Unknown command {words[0]!r}.{did_you_mean(words[0], COMMANDS)}")
     command = COMMANDS[words[0]]
     config = command.parse(words[1:])
-    if config is not None:
-        for line in command.run(config):
-            print(line)
-    return 0
+    if config is None:
+        return 0
+    found = command.run(config)
+    lines, exit_code = found if isinstance(found, tuple) else (found, 0)
+    for line in lines:
+        print(line)
+    return exit_code
 
 
-def parse_train(words: Sequence[str]) -> Any:
+def parse_train(words: Sequence[str], *, plan: bool = False) -> Any:
     """The run that the words after `strata train` describe; None when they asked for help, which is then printed.
 
     The first word that is no flag names the recipe. Without one it is `demo`, or `default` when --model, --data or
     --activations is given.
+
+    Args:
+        words: those after the command.
+        plan: they are after `strata plan`; see `_parse`.
 
     Raises:
         UserError: unknown recipe or flag, or a value that does not fit.
@@ -113,23 +129,24 @@ def parse_train(words: Sequence[str]) -> Any:
         usage="train [RECIPE]",
         default=RECIPES[recipe](),
         note=f"\n\nRecipes, whose settings the flags then change:{listed}",
+        plan=plan,
     )
 
 
-def _parse_collect(words: Sequence[str]) -> Any:
+def _parse_collect(words: Sequence[str], *, plan: bool = False) -> Any:
     from strata.collect import CollectConfig
 
-    return _parse(CollectConfig, words, command="collect", default=CollectConfig())
+    return _parse(CollectConfig, words, command="collect", default=CollectConfig(), plan=plan)
 
 
-def _parse_groups(words: Sequence[str]) -> Any:
+def _parse_groups(words: Sequence[str], *, plan: bool = False) -> Any:
     from strata.groups_config import GroupsConfig
 
     given = ["--model", *words] if words and not words[0].startswith("-") else words
-    return _parse(GroupsConfig, given, command="groups", usage="groups [MODEL]", default=GroupsConfig())
+    return _parse(GroupsConfig, given, command="groups", usage="groups [MODEL]", default=GroupsConfig(), plan=plan)
 
 
-def _parse_evaluate(words: Sequence[str]) -> Any:
+def _parse_evaluate(words: Sequence[str], *, plan: bool = False) -> Any:
     from strata.evaluate_config import EvaluateConfig
 
     named = bool(words) and not words[0].startswith("-")
@@ -138,7 +155,34 @@ def _parse_evaluate(words: Sequence[str]) -> Any:
             "`strata evaluate` needs the folders of runs before its flags. Write strata evaluate RUN RUN ..."
         )
     given = ["--runs", *words] if named else words
-    return _parse(EvaluateConfig, given, command="evaluate", usage="evaluate RUN...")
+    return _parse(EvaluateConfig, given, command="evaluate", usage="evaluate RUN...", plan=plan)
+
+
+PLANNED = {"train": parse_train, "collect": _parse_collect, "groups": _parse_groups, "evaluate": _parse_evaluate}
+
+
+def _parse_plan(words: Sequence[str]) -> Any:
+    """What is planned, and how: the first word is one of the commands of `PLANNED`, or else belongs to `train`."""
+    known = bool(words) and words[0] in PLANNED
+    return PLANNED[words[0] if known else "train"](words[1:] if known else words, plan=True)
+
+
+def _parse_doctor(words: Sequence[str]) -> Any:
+    from strata.doctor_config import DoctorConfig
+
+    given = ["--run", *words] if words and not words[0].startswith("-") else words
+    if not {"--run", "-h", "--help"} & {word.split("=")[0] for word in given}:
+        raise UserError("`strata doctor` needs the folder of a run. Write strata doctor RUN.")
+    return _parse(DoctorConfig, given, command="doctor", usage="doctor RUN")
+
+
+def _parse_scaling(words: Sequence[str]) -> Any:
+    from strata.scaling_config import ScalingConfig
+
+    given = ["--activations", *words] if words and not words[0].startswith("-") else words
+    if not {"--activations", "-h", "--help"} & {word.split("=")[0] for word in given}:
+        raise UserError("`strata scaling` needs a store that `strata collect` wrote. Write strata scaling STORE.")
+    return _parse(ScalingConfig, given, command="scaling", usage="scaling STORE")
 
 
 def _parse_export(words: Sequence[str]) -> Any:
@@ -190,6 +234,28 @@ def _run_evaluate(config: Any) -> list[str]:
     return [str(evaluate_and_report(config))]
 
 
+def _run_plan(planned: Any) -> list[str]:
+    from strata.memory import keep_freed_memory
+    from strata.plan.command import plan
+
+    keep_freed_memory()  # as the commands that are planned do: a calibration measures what they will be like
+    return plan(*planned)
+
+
+def _run_doctor(config: Any) -> tuple[list[str], int]:
+    from strata.doctor.command import doctor
+
+    return doctor(config)
+
+
+def _run_scaling(config: Any) -> list[str]:
+    from strata.memory import keep_freed_memory
+    from strata.report.scaling import scaling_and_report
+
+    keep_freed_memory()
+    return [str(scaling_and_report(config))]
+
+
 def _run_export(config: Any) -> list[str]:
     from strata.export import export
 
@@ -207,19 +273,31 @@ def _shown(folders: list[Path]) -> list[str]:
 
 
 COMMANDS = {
+    "plan": Command(_parse_plan, _run_plan),
     "train": Command(parse_train, _run_train),
     "collect": Command(_parse_collect, _run_collect),
     "groups": Command(_parse_groups, _run_groups),
     "evaluate": Command(_parse_evaluate, _run_evaluate),
+    "doctor": Command(_parse_doctor, _run_doctor),
+    "scaling": Command(_parse_scaling, _run_scaling),
     "export": Command(_parse_export, _run_export),
     "import": Command(_parse_import, _run_import),
 }
 
 
 def _parse(
-    description: type, words: Sequence[str], *, command: str, usage: str = "", default: Any = None, note: str = ""
+    description: type,
+    words: Sequence[str],
+    *,
+    command: str,
+    usage: str = "",
+    default: Any = None,
+    note: str = "",
+    plan: bool = False,
 ) -> Any:
     """A description from flags; None when they asked for help.
+
+    With `plan` it is a pair of the description and the `PlanOptions`, whose flags stand beside its own.
 
     Raises:
         UserError: what tyro or the description itself complains of, in one sentence.
@@ -227,27 +305,41 @@ def _parse(
     import tyro
 
     said = io.StringIO()
-    start = {} if default is None else {"default": default}
+    kind, parts, start = _beside_plan(description, default) if plan else (description, [description], default)
+    prog = f"strata plan {usage or command}" if plan else f"strata {usage or command}"
     try:
         with redirect_stderr(said):
             return tyro.cli(
-                description,
+                kind,
                 args=list(words),
-                prog=f"strata {usage or command}",
-                description=f"{description.__doc__}{note}",
-                **start,
+                prog=prog,
+                description=f"{_PLANNING if plan else ''}{description.__doc__}{note}",
+                **({} if start is None else {"default": start}),
             )
     except SystemExit as stopped:
         if not stopped.code:
             return None
-    raise UserError(_one_sentence(said.getvalue(), description, command=command))
+    raise UserError(_one_sentence(said.getvalue(), parts, command=f"plan {command}" if plan else command))
+
+
+def _beside_plan(description: type, default: Any) -> tuple[Any, list[type], Any]:
+    """For tyro a pair whose flags stand side by side; its two descriptions; its defaults."""
+    from typing import Annotated
+
+    import tyro
+
+    from strata.plan_config import PlanOptions
+
+    flat = tyro.conf.arg(name="")
+    kind = tuple[Annotated[description, flat], Annotated[PlanOptions, flat]]
+    return kind, [description, PlanOptions], None if default is None else (default, PlanOptions())
 
 
 def _first_line(make: Callable[..., Any]) -> str:
     return (make.__doc__ or "").splitlines()[0]
 
 
-def _one_sentence(complaint: str, description: type, *, command: str) -> str:
+def _one_sentence(complaint: str, descriptions: Sequence[type], *, command: str) -> str:
     """What tyro says in a box, as one sentence; unknown flags get the nearest known one."""
     inner = re.sub(r"[│╭╮╰╯]", " ", complaint)
     first = re.split(r"─{20,}", inner.split("╮")[-1])
@@ -257,7 +349,8 @@ def _one_sentence(complaint: str, description: type, *, command: str) -> str:
         name = unknown[1].split("=")[0]
         if not name.startswith("-"):
             return f"Unexpected word {name!r} among the flags. `strata {command} --help` lists them."
-        near = did_you_mean(name, _flags(description)).split(" Known are:")[0]
+        known = [flag for description in descriptions for flag in _flags(description)]
+        near = did_you_mean(name, known).split(" Known are:")[0]
         return f"Unknown flag {name}.{near} `strata {command} --help` lists all."
     return f"{body.rstrip('.')}. `strata {command} --help` explains the flags."
 

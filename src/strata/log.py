@@ -118,6 +118,13 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
+    def note(self, text: str) -> None:
+        """A line that stays: above the bar, or among the lines."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            say(text, shown=self._shown)
+
     def show(self, step: int, *, rows_per_second: float, sites: SiteStatistics) -> None:
         """New statistics: rate, and means over the sites."""
         if not self._shown:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from strata.activations.source import ShuffledRows, SiteRows, layers_of
 from strata.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
+from strata.doctor.live import Watch
 from strata.durations import Duration
 from strata.errors import UserError
 from strata.evaluate.logged import logged_quality
@@ -103,6 +104,7 @@ class Prepared:
         identity: what has to be the same for a training to go on, JSON-able.
         held_out: by site, rows that are measured now and then; may be empty.
         seconds: spent on the first rows (streaming: of the language model, to fill the buffer).
+        facts: of what is trained, for run.json and for those who look on: see `strata.train.prepare`.
     """
 
     learners: dict[str, Learner]
@@ -113,6 +115,7 @@ class Prepared:
     identity: dict[str, Any]
     held_out: Mapping[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_loop(prepared: Prepared, recording: Recording) -> dict[str, float]:
@@ -133,6 +136,7 @@ def run_loop(prepared: Prepared, recording: Recording) -> dict[str, float]:
     checkpoint_every = _steps(recording.checkpoint_every, prepared)
     batches = prepared.rows.batches(start_step=step)
     record = _Record(prepared, recording, step=step, seconds=seconds["total"])
+    watch = Watch(prepared.facts)
     bar = Progress(n_steps=n_steps, first_step=step, shown=recording.progress)
     with closing(record), bar as progress, StopSignals(wanted=recording.folder is not None) as stop:
         while step < n_steps:
@@ -146,8 +150,10 @@ def run_loop(prepared: Prepared, recording: Recording) -> dict[str, float]:
                 seconds[part] += spent
             progress.advance(step)
             if step % recording.log_every_steps == 0 or step == n_steps:
-                line = record.write(step, seconds=seconds["total"])
+                line = record.write(step, seconds=seconds)
                 progress.show(step, rows_per_second=line["rows_per_second"], sites=line["sites"])
+                for finding in watch.see(line):
+                    progress.note(finding)
             due = step % checkpoint_every == 0 and step < n_steps
             if recording.checkpoints and (due or stop.received):
                 _save(prepared, recording, step=step, seconds=seconds)
@@ -194,8 +200,12 @@ class _Record:
         trackers = open_trackers(recording.loggers, folder=folder, step=step, description=prepared.identity)
         self._loggers: list[Logger] = [metrics, *trackers]
 
-    def write(self, step: int, *, seconds: float) -> dict[str, Any]:
+    def write(self, step: int, *, seconds: Mapping[str, float]) -> dict[str, Any]:
         """Write and give back the line of a step.
+
+        Args:
+            step: its number.
+            seconds: spent so far, by part; see `run_loop`.
 
         Raises:
             UserError: a loss that is not finite.
@@ -209,13 +219,15 @@ class _Record:
             "step": step,
             "rows": step * prepared.batch_size,
             "tokens": step * prepared.batch_size,  # a token is one row of every site
-            "seconds": round(seconds, 3),
-            "rows_per_second": round(n_rows / max(seconds - self._seconds, 1e-9), 1),
+            "seconds": round(seconds["total"], 3),
+            "rows_seconds": round(seconds["rows"], 3),
+            "sae_seconds": round(seconds["sae"], 3),
+            "rows_per_second": round(n_rows / max(seconds["total"] - self._seconds, 1e-9), 1),
             "learning_rate": rates.pop() if len(rates) == 1 else None,  # None: that of a sweep differs
             "sites": statistics,
             "held_out": self._held_out(step),
         }
-        self._step, self._seconds = step, seconds
+        self._step, self._seconds = step, seconds["total"]
         for logger in self._loggers:
             logger.write(line)
         return line

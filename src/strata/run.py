@@ -2,9 +2,11 @@
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from strata.activations.source import RowSource
 from strata.assignments import Assignment, assign, sites_read
 from strata.atomic import remove_folder, remove_leftovers
 from strata.config import TrainConfig
@@ -12,7 +14,10 @@ from strata.errors import UserError
 from strata.groups.of_run import RunGroups, check_groups, groups_of
 from strata.lm.loading import chosen_device
 from strata.log import say
-from strata.loop import Recording
+from strata.loop import Prepared, Recording
+from strata.plan.amounts import spent
+from strata.plan.machine import known_rates
+from strata.plan.predicted import predicted
 from strata.run_folder import (
     begun,
     check_folder,
@@ -62,10 +67,9 @@ def train_run(config: TrainConfig, *, progress: bool = True) -> tuple[RunRows, T
         if before["status"] == "trained":
             return rows, _load_trained(folder, before, report=config.report)
     recording = _recording(config, folder, progress=progress)
-    held_out = rows.held_out(sites_read(assignments))
-    prepared = prepare(source, assignments, device=_training_device(rows, device), held_out=held_out)
-    record |= {"n_steps": prepared.n_steps, "n_rows": prepared.n_steps * prepared.batch_size}
-    record |= {"groups": groups.named(), "groups_measured": groups.measured()}
+    prepared = _prepared(rows, source, assignments, device=device)
+    record |= {**prepared.facts, "groups": groups.named(), "groups_measured": groups.measured()}
+    say(_price(prepared.facts["predicted"]), shown=progress and before is None)
     if before is None:
         make_folder(folder, record)
         groups.write(folder)
@@ -119,9 +123,31 @@ def _recording(config: TrainConfig, folder: Path, *, progress: bool) -> Recordin
     return recording
 
 
-def _training_device(rows: RunRows, device: Any) -> str | None:
-    """Streamed rows are trained on where the language model leaves them, others where the description says."""
-    return None if rows.streams else str(device)
+def _prepared(rows: RunRows, source: RowSource, assignments: Mapping[str, Assignment], *, device: Any) -> Prepared:
+    """Ready to begin, with how long it should take on this machine (`strata.plan.predicted`) among its facts."""
+    sites = sites_read(assignments)
+    held_out = rows.held_out(sites)
+    # Streamed rows are trained on where the language model leaves them, others where the description says.
+    prepared = prepare(source, assignments, device=None if rows.streams else str(device), held_out=held_out)
+    price = predicted(
+        rows.config,
+        rows.language_model if rows.streams else None,
+        known_rates(device=rows.config.device),
+        assignments=assignments,
+        widths={site: source.d_in(site) for site in sites},
+        n_steps=prepared.n_steps,
+    )
+    return replace(prepared, facts={**prepared.facts, "predicted": price})
+
+
+def _price(found: Mapping[str, Any]) -> str:
+    """A line on what was predicted."""
+    seconds = found["seconds"]
+    if seconds is None:
+        return "how long this takes is not known beforehand: the model's configuration does not tell its cost"
+    share = found["sae_seconds"] / max(found["rows_seconds"] + found["sae_seconds"], 1e-12)
+    how = "as measured" if found["kind"] == "measured" else "assumed, not measured; `strata plan --calibrate` measures"
+    return f"training should take about {spent(seconds)}, {share:.0%} of it in the SAEs' steps ({how})"
 
 
 def _load_trained(folder: Path, record: dict[str, Any], *, report: bool) -> Trained:

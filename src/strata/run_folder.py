@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from strata.atomic import as_json, put_folder, write_json
 from strata.config import TrainConfig
 from strata.errors import UserError
 from strata.formats import group
+from strata.hardware import hardware
 from strata.sae.group import GroupSAE
 from strata.sae.model import SAE
 
@@ -67,7 +67,7 @@ def begun(config: TrainConfig, source: RowSource, device: torch.device) -> dict[
         "config": as_json(asdict(config)),
         **source.describe(),
         "versions": {name: _version(name) for name in _RECORDED_LIBRARIES},
-        "hardware": _hardware(device),
+        "hardware": hardware(device),
     }
 
 
@@ -181,24 +181,3 @@ def _version(library: str) -> str | None:
         return version(library)
     except PackageNotFoundError:
         return None
-
-
-def _hardware(device: torch.device) -> dict[str, Any]:
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": _cpu_name(),
-        "n_cores": os.cpu_count(),
-        "n_threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )

@@ -59,6 +59,7 @@ def prepare(
     device: str | None = None,
     held_out: Mapping[str, Tensor] | None = None,
     settings: Mapping[str, Any] | None = None,
+    n_steps: int | None = None,
 ) -> Prepared:
     """Look at the source and make everything that is to be trained ready for it.
 
@@ -68,6 +69,7 @@ def prepare(
         device: where to train; None is where the rows are.
         held_out: by site, rows to measure now and then.
         settings: what else decides the rows and their order, for a training that goes on to be the same.
+        n_steps: take only so many batches of the rows; None takes all.
 
     Raises:
         UserError: fewer rows than one batch, k larger than d_sae, activations that are not finite, or an `init` that
@@ -76,16 +78,20 @@ def prepare(
     config = next(iter(assignments.values())).config
     for one in assignments.values():
         _check_width(one, source)
-    n_steps = source.n_rows() * config.num_epochs // config.batch_size
-    if n_steps == 0:
+    n_batches = source.n_rows() * config.num_epochs // config.batch_size
+    n_steps = n_batches if n_steps is None else n_steps
+    if n_batches == 0:
         raise UserError(
             f"The text must give at least one batch of `batch_size`={config.batch_size} rows. It gives"
             f" {source.n_rows()} a pass. Give more text or lower batch_size."
         )
+    if not 1 <= n_steps <= n_batches:
+        raise UserError(f"`n_steps` must be in [1, {n_batches}], the batches of the rows. Got {n_steps}.")
     order = {"batch_size": config.batch_size, "n_epochs": config.num_epochs, "seed": config.seed}
     samples = _Samples(source.shuffled(**order, reads=reads(assignments)), device)
+    learners = _learners(assignments, samples, n_steps=n_steps)
     return Prepared(
-        learners=_learners(assignments, samples, n_steps=n_steps),
+        learners=learners,
         rows=samples.rows,
         seconds=samples.seconds,
         batch_size=config.batch_size,
@@ -93,7 +99,46 @@ def prepare(
         metadata={key: origins(source, one) for key, one in assignments.items()},
         identity=_identity(source, assignments, {"n_steps": n_steps, **(settings or {})}),
         held_out=_checked(held_out or {}, sites_read(assignments)),
+        facts=_facts(source, learners, config, n_steps=n_steps),
     )
+
+
+def _facts(source: RowSource, learners: Mapping[str, Learner], config: SAEConfig, *, n_steps: int) -> dict[str, Any]:
+    """What is trained, in numbers: for run.json, and for the doctor who looks on.
+
+    Returns:
+        n_steps, n_rows, n_epochs, batch_size; saes, by key what is trained; of a stream buffer_rows, forward_rows,
+        the tokens of one pass of the language model, and context_tokens (else None).
+    """
+    streams = isinstance(source, Stream)
+    return {
+        "n_steps": n_steps,
+        "n_rows": n_steps * config.batch_size,
+        "n_epochs": config.num_epochs,
+        "batch_size": config.batch_size,
+        "saes": {key: _shape(learner) for key, learner in learners.items()},
+        "buffer_rows": source.buffer_rows(config.batch_size) if streams else None,
+        "forward_rows": source.tokens.text_batch_size * source.tokens.context_tokens if streams else None,
+        "context_tokens": source.tokens.context_tokens if streams else None,
+    }
+
+
+def _shape(learner: Learner) -> dict[str, Any]:
+    config = learner.config
+    return {
+        "d_in": learner.params["W_enc"].shape[1],
+        "d_sae": learner.d_sae,
+        "k": config.k,
+        "architecture": config.architecture,
+        "window_steps": learner.window_steps,
+        "revival": config.revival_method(),
+        "warmup_steps": learner.schedule.warmup_steps,
+        "decay_steps": learner.schedule.decay_steps,
+        "n_sites": 1 if learner.group is None else len(learner.group.sites),
+        "target_site": learner.target_site,
+        "centring": config.centring,
+        "sparsity_coefficient": config.sparsity_coefficient,
+    }
 
 
 class _Samples:

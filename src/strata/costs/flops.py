@@ -23,7 +23,8 @@ def sae_step_flops(d_in: int, d_sae: int, k: int) -> float:
 
 
 def forward_flops(blocks: Sequence[nn.Module], config: Any, *, context_tokens: int) -> float:
-    """FLOPs of a language model's forward through some blocks, per token: Σ (2·P_matmul + 4·C·H·d_head).
+    """FLOPs of a language model's forward through some blocks, per token: Σ (2·P_matmul + 4·C·H·d_head); 2·C·H times
+    the widths of a head's keys and values where they differ (latent attention).
 
     P_matmul are the block's parameters of two axes or more that are no embeddings: matrices that multiply each token.
     Of experts only the active share counts. Attention is counted in full, as if each token looked at all C tokens of
@@ -45,9 +46,16 @@ def forward_flops(blocks: Sequence[nn.Module], config: Any, *, context_tokens: i
             "The cost of a forward needs a model with attention heads. Its configuration names no num_attention_heads."
             " Count it by yourself."
         )
-    d_head = getattr(text_config, "head_dim", None) or text_config.hidden_size // n_heads
     n_parameters = sum(_multiplying(block, text_config) for block in blocks)
-    return 2.0 * n_parameters + 4.0 * context_tokens * n_heads * d_head * len(blocks)
+    return 2.0 * n_parameters + 2.0 * context_tokens * n_heads * _compared_and_summed(text_config) * len(blocks)
+
+
+def _compared_and_summed(config: Any) -> int:
+    """Width of a head's keys and of its values together: twice d_head, but for latent attention (DeepSeek)."""
+    rotated, plain, summed = (getattr(config, f"{n}_head_dim", None) for n in ("qk_rope", "qk_nope", "v"))
+    if isinstance(rotated, int) and isinstance(plain, int) and isinstance(summed, int):
+        return rotated + plain + summed
+    return 2 * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _multiplying(block: nn.Module, config: Any) -> float:
@@ -65,14 +73,29 @@ def _multiplying(block: nn.Module, config: Any) -> float:
     return total
 
 
+def active_experts(config: Any) -> int:
+    """How many experts each token passes, by the model's text configuration.
+
+    Raises:
+        UserError: it does not tell.
+    """
+    return _experts(config)[0]
+
+
 def _active_share(config: Any) -> float:
+    n_active, n_experts = _experts(config)
+    return n_active / n_experts
+
+
+def _experts(config: Any) -> tuple[int, int]:
+    """Experts that each token passes, and all."""
     n_active, n_experts = (next(_whole_numbers(config, names), None) for names in (_ACTIVE_EXPERTS, _EXPERTS))
     if n_active is None or n_experts is None:
         raise UserError(
             "The cost of a forward needs the number of active experts. The model's configuration names none of"
             f" {', '.join(_ACTIVE_EXPERTS)}, or none of {', '.join(_EXPERTS)}. Count it by yourself."
         )
-    return n_active / n_experts
+    return n_active, n_experts
 
 
 def _whole_numbers(config: Any, names: Sequence[str]) -> Iterator[int]:

@@ -22,9 +22,13 @@ TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model", "spiece*", "tekken*")
 WHERE = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
 
 
-def source_of(model: str) -> str:
+def source_of(model: str, *, weights: bool = True) -> str:
     """What to hand to ``from_pretrained`` for the name of a model: a folder that exists and is complete, or a Hugging
     Face id.
+
+    Args:
+        model: ``"demo"``, a folder, or a Hugging Face id.
+        weights: False is content with a folder's configuration.
 
     Raises:
         UserError: a path that does not exist, a folder without configuration or without weights.
@@ -42,7 +46,7 @@ def source_of(model: str) -> str:
         raise UserError(
             f"`model` must be a folder with a Hugging Face model. Got {model!r}, which has no `config.json`."
         )
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
+    if weights and not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
         raise UserError(
             f"`model` must be a folder with weights (`model.safetensors`). Got {model!r}, which has none. "
             "Save the model there with `save_pretrained`."
@@ -89,6 +93,24 @@ def load_model(
     if dtype == "auto" and device.type == "cpu" and loaded.dtype in HALF:
         loaded = loaded.float()
     return loaded.to(device)
+
+
+def load_outline(model: str, *, trust_remote_code: bool) -> "PreTrainedModel":
+    """The model of `load_model` on torch's "meta" device, from its configuration alone: shapes without numbers.
+
+    Args:
+        model: ``"demo"``, a folder with a `config.json`, or a Hugging Face id.
+        trust_remote_code: whether code that comes with the checkpoint may run.
+
+    Raises:
+        UserError: no such model, no network, or a configuration of which no model can be made.
+    """
+    source = source_of(model, weights=False)
+    with _errors_of(model), _silence():
+        config = _config(source, trust_remote_code=trust_remote_code, options={})
+        auto_class = _auto_class(config)
+        with torch.device("meta"):
+            return auto_class.from_config(config, dtype=config.dtype, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool, options: dict[str, Any]) -> "PreTrainedTokenizerBase | None":

@@ -96,7 +96,7 @@ class Learner:
         device = sample.device
         self.last_fired_step: Int[Tensor, " d_sae"] = torch.zeros(self.d_sae, dtype=torch.int32, device=device)
         self.dead_latents: Int[Tensor, " dead"] = torch.zeros(0, dtype=torch.int64, device=device)
-        self._sums = torch.zeros(5, device=device)  # loss, fvu, active entries, kept rows, steps since the last reading
+        self._sums = torch.zeros(7, device=device)  # since the last reading; see _record
         self._method = config.revival_method()
         n_layers = 1 if group is None else len(group.sites)
         n_recent = max(self.rule.n_recent_rows, _RESAMPLING_ROWS if self._method == "resample" else 0)
@@ -158,7 +158,8 @@ class Learner:
     def _batch(self, x: Tensor, target: Tensor | None, layer: Tensor | None) -> Batch:
         """The rows in normalised space, shifted by what the decoder adds."""
         p, spaces = self.params, self.spaces.of(layer)
-        keep = ~spaces.source.is_sink(x)
+        distance = spaces.source.distance(x)
+        keep = ~(distance > spaces.source.sink_radius)  # NaN stays, so that the loss tells of it
         inputs = spaces.source.apply(x)
         if spaces.target is None:
             inputs -= p["b_dec"]
@@ -169,7 +170,8 @@ class Learner:
             wanted = spaces.target.apply(target).sub_(p["b_dec"])
             if "W_skip" in p:
                 wanted -= inputs @ p["W_skip"].t()
-        return Batch(inputs, wanted, keep.float(), keep.sum().float().clamp_min(1))
+        n_kept = keep.sum().float().clamp_min(1)
+        return Batch(inputs, wanted, keep.float(), n_kept, lengths=spaces.source.relative(distance))
 
     def _revive(self, batch: Batch, outcome: Outcome) -> Tensor:
         """Add the revival term's gradients to those of the dead latents; gives the term's value."""
@@ -231,8 +233,9 @@ class Learner:
         """Note which latents fired in this step and add to the running sums."""
         outcome.entries.note_fired(self.last_fired_step, outcome.values, self.n_steps_done + 1)
         total = outcome.loss + outcome.penalty + extra
-        active = (outcome.values > 0).sum()
-        self._sums += torch.stack([total, outcome.loss, active, batch.n_kept, torch.ones_like(total)])
+        active, lengths = (outcome.values > 0).sum(), (batch.lengths * batch.keep).sum()
+        n_rows, one = torch.full_like(total, len(batch.keep)), torch.ones_like(total)
+        self._sums += torch.stack([total, outcome.loss, active, batch.n_kept, n_rows, lengths, one])
 
     def _silent_steps(self) -> Int[Tensor, " d_sae"]:
         """Steps since each latent last fired, or since the start."""
@@ -248,9 +251,12 @@ class Learner:
         Returns:
             loss with all its terms; fvu, the reconstruction's share of it; l0; dead_share, of latents silent for longer
             than the window; silent_1m_share, of those that did not fire in the last million rows (or since the start,
-            if that is less); silent_rows_p90, the rows since they last fired that 90 % of the latents do not exceed.
+            if that is less); silent_step_share, of those that did not fire in the last step; silent_rows_p90, the rows
+            since they last fired that 90 % of the latents do not exceed; outlier_share, of rows masked as attention
+            sinks; relative_length, the mean distance of the others from the site's median row, over the median of that
+            when the normalisation was estimated (about 1; it drifts with the activations).
         """
-        total, loss, active, kept, steps = self._sums.tolist()
+        total, loss, active, kept, rows, lengths, steps = self._sums.tolist()
         self._sums.zero_()
         steps = max(steps, 1)
         silent = self._silent_steps()
@@ -261,6 +267,9 @@ class Learner:
             "l0": active / max(kept, 1),
             "dead_share": self.dead_share(),
             "silent_1m_share": (silent >= longest).float().mean().item(),
+            "silent_step_share": (silent >= min(1, self.n_steps_done)).float().mean().item(),
+            "outlier_share": 1 - min(kept, rows) / max(rows, 1),
+            "relative_length": lengths / max(kept, 1),
             "silent_rows_p90": silent.float().quantile(0.9).item() * self.config.batch_size,
         }
 

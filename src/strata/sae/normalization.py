@@ -71,7 +71,15 @@ class Normalization:
 
     def is_sink(self, x: Float[Tensor, "rows d_in"]) -> Bool[Tensor, " rows"]:
         """Which rows are attention sinks: masked in training, and reported apart in evaluation."""
-        return (x.float() - self.median).norm(dim=1) > self.sink_radius
+        return self.distance(x) > self.sink_radius
+
+    def distance(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, " rows"]:
+        """How far each row lies from the median row."""
+        return (x.float() - self.median).norm(dim=1)
+
+    def relative(self, distance: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        """Distances over the median one at the time of the estimate (0 where that was none): a tenth of the radius."""
+        return distance * (_SINK_FACTOR / self.sink_radius)
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,14 @@ class Batch:
         target: what code W_dec shall be, z − b_dec (a transcoder: of the target site, without the skip), [rows d_out].
         keep: 1 for a row that counts, 0 for an attention sink, [rows].
         n_kept: how many count, at least 1.
+        lengths: of each row how far it lies from the site's median row, over the usual distance.
     """
 
     inputs: Float[Tensor, "rows d_in"]
     target: Float[Tensor, "rows d_out"]
     keep: Float[Tensor, " rows"]
     n_kept: Float[Tensor, ""]
+    lengths: Float[Tensor, " rows"]
 
     @property
     def share(self) -> Float[Tensor, ""]:

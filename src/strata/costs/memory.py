@@ -1,0 +1,194 @@
+"""Bytes in memory and on disk that a training needs, counted from what its code holds at once.
+
+A training has phases, and memory that one has freed the next one takes: the peak is that of the largest phase. On a GPU
+the same is counted; it lies in the memory of the device then, but for the process, the tokens and rows that were
+collected. Only the peak on a CPU is measured (tests/test_cost_memory.py).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from strata.costs.flops import active_experts
+from strata.costs.step import SAEShape
+
+PROCESS_BYTES = 430e6
+"""Of an interpreter with torch, transformers, strata, one model's code and a tokenizer (measured: x86, Linux)."""
+
+_SAMPLE_ROWS = 65_536  # from which a normalisation is estimated (strata.train)
+_SAMPLE_COPIES = 3  # of them at once: those that are no sinks, centred, squared (strata.sae.normalization)
+_CHUNK_BYTES = 24 * 2**20  # of scores at a time (strata.kernels.select)
+_GUESS_BYTES = 256 * (4 + 16)  # per latent: scores of 256 rows, and what torch sorts them with (strata.kernels.select)
+_RECENT_ROWS, _MOST_RECENT_ROWS = 8192, 65_536  # kept for the thresholds of a finished SAE (strata.sae.learner)
+_ENTRY_BYTES = 44  # of an entry of a code: value, row and latent, each twice while lists are joined
+_ENTRIES_PASSES = 2  # lists per entry that a step holds beside that: sorted by latent, gradients
+_ROW_COPIES = 8  # of a batch that a step holds: raw, normalised, decoded, residual, its gradient, and their temporaries
+_SLOT_BYTES = 32  # of a row's place in the shuffle buffer or in an epoch's permutation
+_RESIDENT = 1.5  # what a forward takes from the system over what is alive in it (measured: the embedded model)
+
+_OWN_VECTORS = {"jumprelu": 2, "gated": 3}  # tensors [d_sae] that are trained; 1 of all others
+_THRESHOLDS = ("batchtopk", "matryoshka", "jumprelu", "relu", "gated")  # gates that are set on the last rows
+
+
+def training_memory(
+    saes: Sequence[SAEShape],
+    *,
+    batch_size: int,
+    weight_bytes: float,
+    forward_bytes: float,
+    row_bytes: float,
+    buffer_rows: int,
+    kept_rows: int = 0,
+    token_bytes: float = 0.0,
+    process_bytes: float = PROCESS_BYTES,
+) -> dict[str, float]:
+    """Memory at the peak of a training, in bytes, by what it is for; the sum is the whole.
+
+    Phases: rows that are collected are joined; normalisations and first weights are made, one SAE after the other;
+    steps; and the end, when every SAE is copied into the form in which it is used while its optimiser is still there.
+    What is counted is what lives in the largest of them.
+
+    Args:
+        saes: those that are trained side by side.
+        batch_size: rows per step.
+        weight_bytes: of the language model; 0 if it is not in memory.
+        forward_bytes: of a pass of it; see `forward_bytes`.
+        row_bytes: of one token's activations at all that is read.
+        buffer_rows: of the shuffle buffer; 0 without one.
+        kept_rows: rows that were collected in memory, in fp32.
+        token_bytes: of a text that is kept as tokens.
+        process_bytes: of the process before it does anything.
+    """
+    rows = buffer_rows * (row_bytes + _SLOT_BYTES) + kept_rows * (row_bytes + _SLOT_BYTES)
+    joining = 4.0 * kept_rows * max((sae.d_in for sae in saes), default=0)
+    phases: list[dict[str, float]] = [{"weights and optimiser": 0.0, "joining of rows": joining}]
+    if saes:
+        n_sampled = min(_SAMPLE_ROWS, buffer_rows + kept_rows or _SAMPLE_ROWS)
+        weights, made = sum(map(_weight_bytes, saes)), [_making(sae, n_sampled) for sae in saes]
+        trained = 3 * weights + sum(map(_recent_bytes, saes))  # Adam's two moments
+        stepping = max(_step_bytes(sae, batch_size) for sae in saes) + batch_size * row_bytes
+        ending = weights + max(_finishing(sae) for sae in saes)
+        phases += [
+            {"weights and optimiser": weights, "first weights": max(made)},
+            {"weights and optimiser": trained, "step": stepping},
+            {"weights and optimiser": trained, "finished copies": ending},
+        ]
+    return {
+        "process": process_bytes,
+        "language model": float(weight_bytes),
+        "forward": float(forward_bytes),
+        "tokens": float(token_bytes),
+        "rows": rows,
+        **max(phases, key=lambda parts: sum(parts.values())),
+    }
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """What of a language model decides what a pass of it takes; `strata.lm.model.LanguageModel` is one."""
+
+    model: Any
+    sites: list[str]
+    vocabulary_size: int
+
+    def site(self, name: str) -> Any:
+        """A site, with its module's `path`."""
+        ...
+
+
+def forward_bytes(
+    lm: Readable, *, tokens: int, row_bytes: float = 0.0, logits: bool = False, number_bytes: float = 4.0
+) -> float:
+    """Memory of one pass of a language model without gradient, beside its weights.
+
+    Of the widest block: four vectors of the residual stream's width, and all that its feed-forward part holds at once
+    (in and out of the activation function, and of a gate); of experts the active ones. Half as much again is what the
+    memory's management takes. Not counted: an eager attention's [tokens context], and that activation functions written
+    in Python (GPT-2, BLOOM) hold more of the inner vectors.
+
+    Args:
+        lm: the language model, or its outline.
+        tokens: of the pass, context times sequences.
+        row_bytes: of a token's activations at all sites that are read; they lie beside it.
+        logits: the pass goes on to the scores of the vocabulary (evaluation), which are held twice.
+        number_bytes: of a number: 4 in fp32; under autocast most are of 2.
+    """
+    blocks = [lm.model.get_submodule(lm.site(name).path) for name in lm.sites]
+    config = lm.model.config.get_text_config()
+    width = int(config.hidden_size)
+    inner = max((_inner_numbers(block, config) for block in blocks), default=4.0 * width)
+    vocabulary = 2 * lm.vocabulary_size if logits else 0
+    return tokens * (_RESIDENT * number_bytes * (4 * width + inner) + row_bytes + number_bytes * vocabulary)
+
+
+def checkpoint_bytes(saes: Sequence[SAEShape]) -> float:
+    """Bytes of one checkpoint on disk: weights, Adam's moments, firing record, last rows."""
+    return sum(3 * _weight_bytes(sae) + _recent_bytes(sae) + 4.0 * sae.d_sae for sae in saes)
+
+
+def folder_bytes(saes: Sequence[SAEShape]) -> float:
+    """Bytes of a run's `sae` folder. A group's has encoder and decoder once, and once more for each of its layers."""
+    total = 0.0
+    for sae in saes:
+        d_out = sae.d_out or sae.d_in
+        vectors = {"gated": 3, "batchtopk": 2, "matryoshka": 2, "jumprelu": 2}.get(sae.architecture, 1)
+        own = 4.0 * (vectors * sae.d_sae + d_out)
+        matrices = 4.0 * sae.d_sae * (sae.d_in + d_out)
+        copies = sae.n_sites + 1 if sae.n_sites > 1 else 1
+        total += copies * matrices + (2 if sae.n_sites > 1 else 1) * sae.n_sites * own
+    return total
+
+
+def _weight_bytes(sae: SAEShape) -> float:
+    """Of everything that is trained, once."""
+    d_out = sae.d_out or sae.d_in
+    return 4.0 * (sae.d_sae * (sae.d_in + d_out + _OWN_VECTORS.get(sae.architecture, 1)) + d_out)
+
+
+def _recent_bytes(sae: SAEShape) -> float:
+    """Of the last rows, from which thresholds are set."""
+    n_rows = min(_RECENT_ROWS * sae.n_sites, _MOST_RECENT_ROWS) if sae.architecture in _THRESHOLDS else 0
+    return 4.0 * n_rows * (sae.d_in + (sae.d_out or 0))
+
+
+def _making(sae: SAEShape, n_sampled: int) -> float:
+    """What making an SAE takes beside its weights: the sample and its copies, or the guess of a first threshold."""
+    sample = 4.0 * n_sampled * sae.d_in
+    samples = sample + (4.0 * n_sampled * sae.d_out if sae.d_out else 0.0)
+    first = _GUESS_BYTES * sae.d_sae + _CHUNK_BYTES
+    return samples + max(_SAMPLE_COPIES * sample / sae.n_sites, first)
+
+
+def _step_bytes(sae: SAEShape, batch_size: int) -> float:
+    """What a step takes: scores, or later gradients; the batch, and the entries of its code."""
+    d_out = sae.d_out or sae.d_in
+    scores = min(_CHUNK_BYTES, 4.0 * batch_size * sae.d_sae) * 1.25
+    n_entries = batch_size * sae.k * (1 if sae.architecture == "topk" else 2)
+    code = _ENTRIES_PASSES * _ENTRY_BYTES * n_entries
+    return max(scores, _weight_bytes(sae)) + 4.0 * _ROW_COPIES * batch_size * (sae.d_in + d_out) / 2 + code
+
+
+def _finishing(sae: SAEShape) -> float:
+    """What the search for the thresholds of a finished SAE takes, on its last rows."""
+    if sae.architecture not in _THRESHOLDS:
+        return 0.0
+    per_row = {"jumprelu": sae.d_sae / 4, "relu": 4 * sae.k, "gated": 4 * sae.k}.get(sae.architecture, 2 * sae.k)
+    guess = 0.0 if sae.architecture == "jumprelu" else _GUESS_BYTES * sae.d_sae
+    rows = 3 * 4.0 * _RECENT_ROWS * sae.d_in
+    return rows + max(guess, _CHUNK_BYTES + _ENTRY_BYTES * per_row * _RECENT_ROWS)
+
+
+def _inner_numbers(block: nn.Module, config: Any) -> float:
+    """Numbers per token that a block's feed-forward part holds at once: its widest vectors, one for each matrix that
+    has them on a side.
+    """
+    dense: list[int] = []
+    experts: list[int] = []
+    for name, weight in block.named_parameters():
+        if weight.ndim >= 2 and not name.endswith("bias"):
+            (experts if "experts" in name.split(".") else dense).append(max(weight.shape[-2:]))
+    found = [max(2, widest.count(max(widest))) * float(max(widest)) for widest in (dense,) if widest]
+    if experts:
+        found.append(2.0 * max(experts) * active_experts(config))
+    return max(found, default=0.0)

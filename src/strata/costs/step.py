@@ -1,0 +1,156 @@
+"""What one training step of an SAE does, counted in the units that hardware is paid in."""
+
+from dataclasses import astuple, dataclass
+from typing import Literal
+
+from strata.costs.flops import sae_step_flops
+
+_REVIVAL_ROWS, _REVIVAL_LATENTS = 512, 1024  # what the revival term looks at (strata.sae.learner)
+_WEIGHT_BYTES = 44  # per weight: gradient made and read, two moments and the weight read and written, decoder's norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEShape:
+    """What of an SAE decides its cost.
+
+    Attributes:
+        d_in: width of the rows.
+        d_sae: latents.
+        k: active latents per row.
+        architecture: the gate, as `strata.config.SAEConfig.architecture`.
+        n_sites: layers that share it (groups), 1 without.
+        d_out: width of what is predicted; d_in but for transcoders.
+    """
+
+    d_in: int
+    d_sae: int
+    k: int
+    architecture: str = "topk"
+    n_sites: int = 1
+    d_out: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepWork:
+    """One step of one SAE on `batch_size` rows.
+
+    Attributes:
+        product_flops: of the one dense product, 2·rows·d_in·d_sae.
+        n_scores: pre-activations looked at once for the selection, rows·d_sae.
+        sparse_flops: of what fired: decoding, its gradients, the encoder's, 10·rows·k·d_in.
+        n_weights: of encoder and decoder, which the optimiser reads and writes, 2·d_in·d_sae.
+        n_numbers: of the rows, which are normalised, shifted and subtracted, rows·d_in.
+        revival_flops: of the dead latents' term, once there are any: three products of 512 rows with 1,024 latents.
+        n_steps: 1; what does not depend on any width.
+    """
+
+    product_flops: float
+    n_scores: float
+    sparse_flops: float
+    n_weights: float
+    n_numbers: float
+    revival_flops: float
+    n_steps: float = 1.0
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions, as `strata.costs.flops.sae_step_flops` counts them; revival apart."""
+        return self.product_flops + self.sparse_flops
+
+    def n_bytes(self, score_bytes: int = 4) -> float:
+        """Bytes that travel between memory and processor if nothing but a chunk of scores stays in a cache.
+
+        Scores are written and read once; of what fired each of five passes reads a row of d_in numbers per entry; the
+        optimiser takes 44 bytes a weight; rows are read and written five times in all.
+        """
+        gathered = self.sparse_flops / 2 * 4
+        return 2 * score_bytes * self.n_scores + gathered + _WEIGHT_BYTES * self.n_weights + 5 * 4 * self.n_numbers
+
+
+def step_work(sae: SAEShape, *, batch_size: int, revives: bool = True) -> StepWork:
+    """The work of one step of one SAE.
+
+    Args:
+        sae: its shape.
+        batch_size: rows.
+        revives: with a revival method.
+    """
+    d_in, d_sae = sae.d_in, sae.d_sae
+    n_dead = min(_REVIVAL_LATENTS, d_sae) if revives else 0
+    product = 2.0 * batch_size * d_in * d_sae
+    return StepWork(
+        product_flops=product,
+        n_scores=float(batch_size * d_sae),
+        sparse_flops=batch_size * sae_step_flops(d_in, d_sae, sae.k) - product,
+        n_weights=2.0 * d_in * d_sae,
+        n_numbers=float(batch_size * d_in),
+        revival_flops=4 * 2.0 * min(_REVIVAL_ROWS, batch_size) * n_dead * d_in,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSeconds:
+    """What a machine needs for each unit of `StepWork`, in seconds, the fields in the same order.
+
+    Attributes:
+        product_flops: per FLOP of the dense product.
+        n_scores: per score.
+        sparse_flops: per FLOP of what fired.
+        n_weights: per weight.
+        n_numbers: per number of the rows.
+        revival_flops: per FLOP of the revival term.
+        n_steps: per step.
+    """
+
+    product_flops: float
+    n_scores: float
+    sparse_flops: float
+    n_weights: float
+    n_numbers: float
+    revival_flops: float
+    n_steps: float
+
+    def of(self, work: StepWork) -> float:
+        """Seconds of a step."""
+        return sum(unit * count for unit, count in zip(astuple(self), astuple(work), strict=True))
+
+
+Kind = Literal["measured", "assumed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """How fast a machine is, measured there (`strata plan --calibrate`) or assumed from its data sheet.
+
+    Attributes:
+        name: of the machine, in words.
+        kind: "measured" or "assumed".
+        source: where the numbers come from, in words: the date of the measurement, or data sheet and assumed shares.
+        step: seconds of an SAE step's parts, for one SAE at a time.
+        several: factor on `step` where several SAEs are trained side by side and chase each other's weights out of
+            the caches.
+        forward_flops_per_second: of the language model's forward.
+        copy_bytes_per_second: of memory, read and write together.
+        disk_read_bytes_per_second: sequential, not from the system's cache.
+        disk_write_bytes_per_second: sequential, until it is on the disk.
+        tokenised_per_second: tokens.
+        memory_bytes: RAM of the machine.
+        device_bytes: memory of one accelerator; 0 without one.
+    """
+
+    name: str
+    kind: Kind
+    source: str
+    step: StepSeconds
+    several: float = 1.0
+    forward_flops_per_second: float
+    copy_bytes_per_second: float
+    disk_read_bytes_per_second: float
+    disk_write_bytes_per_second: float
+    tokenised_per_second: float
+    memory_bytes: float
+    device_bytes: float = 0.0
+
+    def step_seconds(self, work: StepWork, *, n_saes: int = 1) -> float:
+        """Seconds of a step of each of some SAEs of one shape, one after the other, on one device."""
+        return n_saes * self.step.of(work) * (self.several if n_saes > 1 else 1.0)

@@ -1,0 +1,17 @@
+"""`strata doctor`: a run's folder in, words and an exit code out."""
+
+import json
+
+from strata.doctor.examine import examine
+from strata.doctor_config import DoctorConfig
+
+
+def doctor(config: DoctorConfig) -> tuple[list[str], int]:
+    """The lines for stdout and the exit code.
+
+    Raises:
+        UserError: there is no run to look at.
+    """
+    found = examine(config.run)
+    lines = [json.dumps(found.as_json(), indent=1)] if config.json else found.lines()
+    return lines, found.exit_code

@@ -1,0 +1,71 @@
+"""What a run that says nothing of its own speed should have taken, where that can still be told."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from strata.config import SAEConfig, TrainConfig
+from strata.errors import UserError
+
+
+def expected_speed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan's seconds for a streamed run of this machine, as `predicted` in run.json; empty where it has none.
+
+    Only for models that are at hand, the embedded one or a folder: a doctor fetches nothing.
+
+    Args:
+        record: run.json.
+    """
+    config = _described(record.get("config"))
+    if config is None or config.activations != "stream" or not _made_here(record.get("hardware")):
+        return {}
+    if config.model != "demo" and not Path(config.model).is_dir():
+        return {}
+    from strata.lm.outline import outline
+    from strata.plan.machine import known_rates
+    from strata.plan.predicted import predicted
+
+    try:
+        lm = outline(config.model)
+        return predicted(config, lm, known_rates(device=config.device), n_steps=record.get("n_steps"))
+    except UserError:
+        return {}
+
+
+def _made_here(hardware: Any) -> bool:
+    """Whether this machine has the processor and the device of the record."""
+    from strata.hardware import cpu_name, device_name
+    from strata.lm.loading import chosen_device
+
+    told = hardware if isinstance(hardware, Mapping) else {}
+    return (told.get("cpu"), told.get("device")) == (cpu_name(), device_name(chosen_device("auto")))
+
+
+def _described(config: Any) -> TrainConfig | None:
+    """The description, if this version still understands it; settings of a sweep or of groups apart."""
+    if not isinstance(config, Mapping) or not isinstance(config.get("sae"), Mapping):
+        return None
+    sae = described_sae(config["sae"])
+    if sae is None:
+        return None
+    try:
+        own = {name: value for name, value in _known(TrainConfig, config).items() if name not in ("sae", "resume")}
+        if own.get("activations", "stream") not in ("stream", "collected"):
+            own["activations"] = Path(own["activations"])
+        return TrainConfig(**own, sae=sae)
+    except (TypeError, ValueError):
+        return None
+
+
+def described_sae(settings: Mapping[str, Any]) -> SAEConfig | None:
+    """The SAE's description, if this version still understands it."""
+    try:
+        return SAEConfig(**_known(SAEConfig, settings)) if settings else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _known(description: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    names = {one.name for one in fields(description)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in names}

@@ -1,0 +1,257 @@
+"""The price of SAEs against what the language model's own training cost, and what interpretation would add."""
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from strata.costs.growth import LARGEST
+from strata.costs.interpretation import Number, chosen_constants
+from strata.costs.pretraining import pretraining_flops
+from strata.costs.step import SAEShape
+from strata.errors import UserError
+from strata.plan.argument import alternative_rows, entry, interpretation_rows, task_rows
+
+_WIDTH = 110
+
+
+def against(
+    subject_parameters: Number,
+    training_tokens: Number | None,
+    *,
+    training_source: str,
+    sae_flops: Number,
+    lm_flops: Number,
+    n_features: Number,
+    forward_flops_per_token: Number,
+    active_parameters: Number | None = None,
+    explainer_parameters: Number = 8e9,
+    saes: Sequence[SAEShape] = (),
+    constants: Mapping[str, Number] | None = None,
+) -> dict[str, Any]:
+    """What a plan costs next to pre-training, to explaining its features, and to steering without features.
+
+    Args:
+        subject_parameters: of the language model.
+        training_tokens: that it was trained on; None if nobody knows, then shares and crossings are None.
+        training_source: who says so, for the reader: `KnownTokens.source`, or "given".
+        sae_flops: of all SAE steps.
+        lm_flops: of the language model's passes.
+        n_features: F, latents of all SAEs together.
+        forward_flops_per_token: f, as far as the deepest site.
+        active_parameters: of a model with experts, those active for a token; they count as its size n everywhere here.
+        explainer_parameters: e, of the model that explains, active ones.
+        saes: their shapes; without them what needs k or the sites' number is left out.
+        constants: values for some of `strata.costs.interpretation.CONSTANTS`, by name.
+
+    Returns:
+        Numbers and words that JSON can hold; FLOPs in FLOPs, sizes in parameters, shares as multiples of pre-training:
+        "subject", "training", "tasks", "interpretation" (with the model sizes at which each costs as much as
+        pre-training), "alternatives" (per concept), "constants".
+
+    Raises:
+        UserError: a number that is not positive and finite (`lm_flops` may be 0), fewer than two features, or a
+            constant that does not exist.
+    """
+    size = subject_parameters if active_parameters is None else active_parameters
+    _check(subject_parameters=subject_parameters, active_parameters=size, sae_flops=sae_flops, n_features=n_features,
+           forward_flops_per_token=forward_flops_per_token, explainer_parameters=explainer_parameters)  # fmt: skip
+    if not (lm_flops >= 0 and math.isfinite(lm_flops)):
+        raise UserError(f"`lm_flops` must not be negative. Got {lm_flops}. Give 0 if a store is read.")
+    chosen = chosen_constants(constants or {})
+    pretraining = None if training_tokens is None else pretraining_flops(size, training_tokens)
+    tasks = [
+        entry("language model's passes", lm_flops, "n", "as planned"),
+        entry("SAE steps", sae_flops, "n", "as planned"),
+        *task_rows(chosen, size, n_features, forward_flops_per_token, explainer_parameters, saes),
+    ]
+    interpretation = list(interpretation_rows(chosen, size, n_features, explainer_parameters, training_tokens))
+    alternatives = alternative_rows(
+        chosen, n_features, forward_flops_per_token, explainer_parameters, lm_flops, sae_flops
+    )
+    for row in (*tasks, *interpretation, *alternatives):
+        row["share"] = None if pretraining is None else row["flops"] / pretraining
+    return {
+        "subject": {
+            "parameters": float(subject_parameters),
+            "active_parameters": float(size),
+            "training_tokens": None if training_tokens is None else float(training_tokens),
+            "training_source": training_source,
+            "pretraining_flops": pretraining,
+        },
+        "n_features": float(n_features),
+        "explainer_parameters": float(explainer_parameters),
+        "forward_flops_per_token": float(forward_flops_per_token),
+        "training": {
+            "flops": float(lm_flops + sae_flops),
+            "share": None if pretraining is None else (lm_flops + sae_flops) / pretraining,
+        },
+        "tasks": tasks,
+        "interpretation": interpretation,
+        "alternatives": alternatives,
+        "constants": [asdict(constant) for constant in chosen.values()],
+    }
+
+
+def _check(**values: Number) -> None:
+    for name, value in values.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise UserError(
+                f"`{name}` must be positive and finite. Got {value}. Give the model's or the plan's number."
+            )
+
+
+def render(found: Mapping[str, Any]) -> list[str]:
+    """What `against` found, as lines of at most 110 characters."""
+    passes, steps, *tasks = found["tasks"]
+    together = {"name": "together", **found["training"]}
+    pretraining, size = found["subject"]["pretraining_flops"], found["subject"]["active_parameters"]
+    lines = ["Against the language model's own training", *_wrapped(_trained(found["subject"]))]
+    lines += [f"  {r['name']:<38}{_flops(r['flops']):>12}{_share(r['share']):>17}" for r in (passes, steps, together)]
+    features, explainer = f"{found['n_features']:,.0f} features", _size(found["explainer_parameters"])
+    lines += ["", f"What interpretation would add: {features}, an explainer of {explainer} parameters"]
+    lines += [f"  {'':<38}{'FLOP':>12}{'of pre-training':>17}  grows as"]
+    lines += [f"  {r['name']:<38}{_flops(r['flops']):>12}{_share(r['share']):>17}  {r['growth']}" for r in tasks]
+    lines += ["", f"If everything is explained, in models of n parameters: here n = {_size(size)}, F = {features}"]
+    lines += [f"  {'':<38}{'FLOP here':>12}{'of pre-training':>17}  {'grows as':<12}cheaper than training (n^2)"]
+    for kind, title in (
+        ("fixed", f"an explainer of {explainer} parameters"),
+        ("equal", "an explainer as large as the model"),
+    ):
+        lines.append(f"  {title}")
+        lines += [
+            f"    {r['name']:<36}{_flops(r['flops']):>12}{_share(r['share']):>17}  {r['growth']:<12}{_where(r)}"
+            for r in found["interpretation"]
+            if r["explainer"] == kind
+        ]
+    lines += _wrapped(_constants_matter(found)) if pretraining else []
+    lines += ["", "Steering without features: what one direction costs, and how many the SAEs would pay for"]
+    lines += [f"  {'':<38}{'FLOP':>12}{'for the training':>18}{'and explanations':>20}"]
+    lines += [
+        f"  {r['name']:<38}{_flops(r['flops']):>12}{_count(r['for_training']):>18}"
+        f"{_count(r['for_training_and_explaining']):>20}"
+        for r in found["alternatives"]
+    ]
+    return lines
+
+
+def formulas(found: Mapping[str, Any]) -> list[str]:
+    """Every formula of `against` with the numbers put in, every constant with its source, every assumption."""
+    subject = found["subject"]
+    lines = ["Formulas: formula = numbers = FLOP"]
+    if subject["pretraining_flops"]:
+        numbers = f"6·{subject['active_parameters']:.8g}·{subject['training_tokens']:.8g}"
+        lines += _wrapped(f"pre-training: 6·n·D = {numbers} = {subject['pretraining_flops']:.4g}")
+    for row in (*found["tasks"], *found["interpretation"], *found["alternatives"]):
+        explainer = {"fixed": " (explainer given)", "equal": " (explainer as large as the model)"}
+        name = row["name"] + explainer.get(row.get("explainer", ""), "")
+        numbers = f"{row['formula']} = {row['numbers']}" if row["numbers"] else row["formula"]
+        lines += _wrapped(f"{name}: {numbers} = {row['flops']:.4g}")
+    lines += ["", "Symbols of this plan", *(line for symbol in _SYMBOLS for line in _wrapped(symbol))]
+    lines += ["", "Constants: symbol = value unit (source)"]
+    for c in found["constants"]:
+        lines += _wrapped(f"{c['symbol']} = {c['value']:,.6g} {c['unit']} ({c['source']})")
+    return [*lines, "", "Assumptions", *(line for assumption in _ASSUMPTIONS for line in _wrapped(assumption))]
+
+
+_SYMBOLS = (
+    "n: parameters of the language model (those active for a token); D: tokens that it was trained on",
+    "F: latents of all SAEs; e: parameters of the explainer; L: sites; k: active latents per row",
+    "f: FLOPs per token of a forward as far as the deepest site; E: FLOPs per token of all encoders, Σ 2·d_in·d_sae",
+)
+_ASSUMPTIONS = (
+    (
+        "A forward is 2 FLOPs per parameter and token, a backward two forwards, training 6 (Kaplan et al. 2020, arXiv"
+        " 2001.08361; Hoffmann et al. 2022, arXiv 2203.15556); attention's products and work done again are left out."
+    ),
+    (
+        "Assumption: other models of the family have width and depth ∝ n^(1/3), so width × depth, and with it the"
+        " latents at one expansion factor, ∝ n^(2/3). Features ∝ n is the other assumption that people make."
+    ),
+    (
+        "Assumption: tokens of pre-training ∝ n, in this model's ratio, so pre-training ∝ n^2. With the tokens fixed it"
+        " would be ∝ n, and n^(5/3) the cheaper one only below some size."
+    ),
+    "Assumption: calls per feature and tokens per call do not depend on n, and one explanation per feature suffices.",
+    "Assumption: rows per SAE, tokens of statistics, prompts and kept features stay as they are when n grows.",
+    (
+        "Assumption: an explainer as large as the model can explain it. Small models cannot explain anything: for them"
+        " these rows are arithmetic, not an offer. So are crossings many orders of magnitude away."
+    ),
+    (
+        "Co-activation counts increments, one each. Cached prompts, batching and utilisation change dollars and"
+        " seconds, not these FLOPs."
+    ),
+    "A steering vector's price has no search for its strength and no judging in it; neither have the features'.",
+)
+
+
+def _trained(subject: Mapping[str, Any]) -> str:
+    if not subject["pretraining_flops"]:
+        return (
+            "It is not known how many tokens it was trained on, so no share and no crossing can be stated. Give the"
+            " number (training tokens)."
+        )
+    return (
+        f"pre-training = 6·n·D = 6 · {_size(subject['active_parameters'])} parameters ·"
+        f" {_size(subject['training_tokens'])} tokens ({subject['training_source']}) ="
+        f" {_flops(subject['pretraining_flops'])}"
+    )
+
+
+def _constants_matter(found: Mapping[str, Any]) -> str:
+    units = next(r for r in found["interpretation"] if r["explainer"] == "equal")
+    if units["cheaper"] != "above":
+        return f"n^(5/3) is {units['cheaper']} the cheaper one with these constants, between 1 and {_size(LARGEST)}."
+    away = math.log10(units["size"] / found["subject"]["active_parameters"])
+    side = "larger" if away > 0 else "smaller"
+    return (
+        f"The constants decide: n^(5/3) undercuts n^2 above n·(F·c·t/(3·D))^3 = {_size(units['size'])} parameters,"
+        f" {abs(away):.1f} orders of magnitude {side} than this model. They enter cubed: half the calls put it at"
+        f" {_size(units['size'] / 8)}."
+    )
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    """For which models a row costs less than pre-training."""
+    match row["cheaper"]:
+        case None:
+            return "?"
+        case "above" | "below":
+            return f"{row['cheaper']} {_size(row['size'])}"
+        case answer:
+            return f"{answer} ({'both grow alike' if row['alike'] else f'up to {_size(LARGEST)}'})"
+
+
+def _wrapped(text: str) -> Iterator[str]:
+    yield from textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+
+
+def _flops(value: Number) -> str:
+    return f"{_scaled(value, 'kMGTPEZYRQ')}FLOP"
+
+
+def _scaled(value: Number, prefixes: str) -> str:
+    """Three digits and a prefix of thousands: 12.3 T."""
+    step = 0 if value < 1000 else min(int(math.log10(value * 1.0005) / 3), len(prefixes))
+    shown = value / 1000**step
+    digits = f"{shown:.3g}" if 1e-3 <= shown < 1000 else f"{shown:.2e}"
+    return f"{digits} {prefixes[step - 1] if step else ''}"
+
+
+def _size(value: Number) -> str:
+    """A count of parameters or tokens: 480 B; beyond a thousand trillions as a power of ten."""
+    return f"{value:.1e}" if value >= 1e15 else _scaled(value, "KMBT").strip()
+
+
+def _share(share: float | None) -> str:
+    if share is None:
+        return "?"
+    return f"{_count(share)} ×" if share >= 10 else f"{share:.3g} ×" if share >= 1 else f"{100 * share:.2g} %"
+
+
+def _count(value: Number) -> str:
+    if value < 1e7:
+        return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.1e}"

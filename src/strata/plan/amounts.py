@@ -1,0 +1,53 @@
+"""Amounts as people say them: "3.4 GB", "1.2 P", "2 h 05 min"."""
+
+import itertools
+
+MISSING = "?"
+_PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def prefixed(amount: float | None) -> str:
+    """Three digits with an SI prefix: "3.42 G"; "0" and "?" for none."""
+    if amount is None:
+        return MISSING
+    for prefix, size in _PREFIXES:
+        if abs(amount) >= 0.9995 * size:
+            return f"{_digits(amount / size)} {prefix}"
+    return _digits(amount)
+
+
+def sized(amount: float | None, unit: str) -> str:
+    """The same with its unit: "3.42 GB"."""
+    text = prefixed(amount)
+    return f"{text}{unit}" if text[-1].isalpha() else f"{text} {unit}"
+
+
+def spent(seconds: float | None) -> str:
+    """A time in its two largest units: "2 h 05 min", "3 min 20 s", "4.2 s", "35 ms"."""
+    if seconds is None:
+        return MISSING
+    if seconds < 0.9995:
+        return f"{1e3 * seconds:.2g} ms" if seconds < 0.0995 else f"{seconds:.2g} s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for (size, unit), (smaller, below) in itertools.pairwise(_UNITS):
+        if whole >= size:
+            rest = round(whole % size / smaller)
+            if rest * smaller == size:
+                return f"{whole // size + 1} {unit}"
+            return f"{whole // size} {unit} {rest:02d} {below}" if rest else f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def share(part: float | None) -> str:
+    """A share as a percentage."""
+    return MISSING if part is None else f"{_digits(100 * part)} %"
+
+
+def _digits(amount: float) -> str:
+    """Three significant ones, whole numbers from 100 on."""
+    if amount == 0:
+        return "0"
+    return f"{amount:,.0f}" if abs(amount) >= 99.95 else f"{amount:.3g}"

@@ -1,0 +1,133 @@
+"""Plans as plain text: aligned columns, units in headers, at most 120 characters wide."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from strata.plan.amounts import MISSING, prefixed, share, spent
+from strata.plan.quote import Quote
+from strata.plan.ways import Ways, shown_groups
+
+WIDTH = 120
+_MOST_DEVICE_COLUMNS = 4
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table: the first column to the left, the others to the right.
+
+    Args:
+        header: of the columns.
+        rows: each as long as the header.
+    """
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = (
+            cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join([first, *others]).rstrip()
+
+    return [line(lines[0]), line(["-" * w for w in widths]), *map(line, lines[1:])]
+
+
+def wrapped(text: str, *, indent: str = "") -> list[str]:
+    """A paragraph in lines of at most 120 characters, all but the first indented."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def listed(texts: Sequence[str]) -> list[str]:
+    """Sentences as a list."""
+    return [line for text in texts for line in wrapped(f"- {text}", indent="  ")]
+
+
+def quotes_table(
+    quotes: Sequence[Quote], *, assumed: bool, n_trainings: int = 1, by_devices: bool = False
+) -> list[str]:
+    """One row for each way.
+
+    Args:
+        quotes: the ways.
+        assumed: seconds are not measured ones and are marked with "~".
+        n_trainings: more than one adds a column with the time of all.
+        by_devices: the rows are called after the number of devices.
+    """
+    with_device = any(quote.device_bytes for quote in quotes)
+    with_price = any(quote.price is not None for quote in quotes)
+    header = ["", "SAEs", "LM FLOP", "SAE FLOP", "moved B", "RAM B"]
+    header += ["device B"] if with_device else []
+    header += ["disk B", "time"]
+    header += [f"{n_trainings} times"] if n_trainings > 1 else []
+    header += ["price"] if with_price else []
+    return aligned([*header, "fits"], [
+        [
+            f"{quote.n_devices} device{'s' if quote.n_devices > 1 else ''}" if by_devices else quote.name,
+            f"{quote.n_saes}",
+            prefixed(quote.lm_flops),
+            prefixed(quote.sae_flops),
+            prefixed(quote.n_bytes),
+            _total(quote.ram_bytes),
+            *([_total(quote.device_bytes)] if with_device else []),
+            _total(quote.disk_bytes),
+            timed(quote.total_seconds, assumed=assumed),
+            *([timed(quote.seconds_of(n_trainings), assumed=assumed)] if n_trainings > 1 else []),
+            *([_money(quote.price, assumed=assumed)] if with_price else []),
+            "yes" if quote.fits else "no",
+        ]
+        for quote in quotes
+    ])  # fmt: skip
+
+
+def groups_table(ways: Ways, *, assumed: bool) -> list[str]:
+    """SAEs on all layers, by their number: work, memory, and time for each number of devices."""
+    shown = [ways.groups[k] for k in shown_groups(max(ways.groups))]
+    whole = ways.groups[max(ways.groups)][0]
+    counts = [quote.n_devices for quote in shown[0]]
+    counts = counts if len(counts) <= _MOST_DEVICE_COLUMNS else [*counts[: _MOST_DEVICE_COLUMNS - 1], counts[-1]]
+    with_device, few = any(quotes[0].device_bytes for quotes in shown), len(counts) < 3
+    memory = "device B" if with_device else "RAM B"
+    header = ["all layers", "SAE FLOP", *(["all FLOP"] if few else []), "of per-layer", memory]
+    header += [f"{n} device{'s' if n > 1 else ''}" for n in counts] if len(counts) > 1 else ["time"]
+    header += [*(["price of 1"] if whole.price is not None else []), "fits"]
+    all_of = None if whole.lm_flops is None else whole.lm_flops + whole.sae_flops
+    rows = []
+    for quotes in shown:
+        one = quotes[0]
+        together = None if one.lm_flops is None else one.lm_flops + one.sae_flops
+        rows.append([
+            one.name,
+            prefixed(one.sae_flops),
+            *([prefixed(together)] if few else []),
+            share(None if together is None or not all_of else together / all_of),
+            _total(one.device_bytes if with_device else one.ram_bytes),
+            *(timed(quote.total_seconds, assumed=assumed) for quote in quotes if quote.n_devices in counts),
+            *([_money(one.price, assumed=assumed)] if whole.price is not None else []),
+            "yes" if one.fits else "no",
+        ])  # fmt: skip
+    return aligned(header, rows)
+
+
+def parts_table(quotes: Sequence[Quote], *, assumed: bool) -> list[str]:
+    """Where the seconds go: a row for each part, a column for each way."""
+    names = list(dict.fromkeys(part for quote in quotes for part in quote.seconds))
+    rows = [[name, *(_part(quote.seconds, name, assumed=assumed) for quote in quotes)] for name in names]
+    return aligned(["seconds of", *(quote.name for quote in quotes)], rows)
+
+
+def timed(seconds: float | None, *, assumed: bool) -> str:
+    """A time; "~" before one that was not measured on the machine."""
+    text = spent(seconds)
+    return f"~{text}" if assumed and text != MISSING else text
+
+
+def _part(seconds: Mapping[str, float | None], name: str, *, assumed: bool) -> str:
+    return timed(seconds[name], assumed=assumed) if name in seconds else "–"
+
+
+def _total(parts: Mapping[str, float]) -> str:
+    return prefixed(sum(parts.values(), 0.0))
+
+
+def _money(price: float | None, *, assumed: bool) -> str:
+    if price is None:
+        return MISSING
+    return f"{'~' if assumed else ''}{price:,.2f}" if price < 1000 else f"{'~' if assumed else ''}{price:,.0f}"

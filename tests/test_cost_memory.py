@@ -1,0 +1,194 @@
+"""Memory and disk as predicted, against the peaks of fresh processes and against files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from strata.checkpoint import save_checkpoint
+from strata.config import SAEConfig
+from strata.costs.memory import PROCESS_BYTES, checkpoint_bytes, folder_bytes, forward_bytes, training_memory
+from strata.costs.step import SAEShape
+from strata.layer_groups import Group
+from strata.lm.outline import outline
+from strata.run_folder import save_saes
+from strata.sae.learner import Learner
+
+D_IN, WEIGHT_BYTES, CONTEXT = 192, 4.0 * 5_147_136, 256  # of the embedded model
+TOLERANCE = 0.15
+
+# Prints the peak of a process that has done nothing but load, and then its peak after a training; bytes.
+PROGRAM = """
+import json, resource, sys
+from strata.memory import keep_freed_memory
+keep_freed_memory()
+import torch
+torch.set_num_threads(1)
+from strata.activations.harvest import token_stream
+from strata.config import SAEConfig, TrainConfig
+from strata.lm.model import LanguageModel
+from strata.run import train_run
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+given = json.loads(sys.argv[1])
+lm = LanguageModel("demo")
+batch = next(iter(token_stream(lm, "stdlib", context_tokens=256, text_batch_size=1, split="train")))
+lm.activations(batch.input_ids, "layers.7")
+del lm
+before = peak()
+config = TrainConfig(**{**given, "sae": SAEConfig(**given["sae"]), "sites": tuple(given["sites"])})
+train_run(config, progress=False)
+print(before, peak())
+"""
+QUIET = {"report": False, "checkpoint_every": "100%", "held_out_every": "100%", "held_out_rows": 512}
+ALL = [f"layers.{i}" for i in range(8)]
+CASES: dict[str, dict[str, Any]] = {
+    "streamed": {"n_tokens": 8192, "sites": ["layers.3"], "sae": {"expansion_factor": 192, "batch_size": 2048}},
+    "streamed, wider": {"n_tokens": 8192, "sites": ["layers.1"], "sae": {"expansion_factor": 512, "batch_size": 4096}},
+    "streamed, a large buffer": {
+        "n_tokens": 69_632, "sites": ALL, "sae": {"expansion_factor": 8, "batch_size": 16_384, "k": 16},
+    },
+    "collected": {
+        "n_tokens": 65_536, "sites": ["layers.3"], "sae": {"expansion_factor": 128, "batch_size": 16_384},
+        "activations": "collected",
+    },
+    "collected, side by side": {
+        "n_tokens": 32_768, "sites": ALL, "sae": {"expansion_factor": 48, "batch_size": 8192},
+        "activations": "collected",
+    },
+    "JumpReLU": {
+        "n_tokens": 8192, "sites": ["layers.3"],
+        "sae": {"architecture": "jumprelu", "expansion_factor": 64, "batch_size": 1024},
+    },
+    "BatchTopK": {
+        "n_tokens": 8192, "sites": ["layers.3"],
+        "sae": {"architecture": "batchtopk", "expansion_factor": 128, "batch_size": 1024},
+    },
+    "groups": {
+        "n_tokens": 8192, "sites": ["middle"], "groups": "[[0, 1, 2], [3, 4, 5]]",
+        "sae": {"expansion_factor": 128, "batch_size": 2048},
+    },
+}  # fmt: skip
+QUICK = ("streamed",)
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
+def test_the_peak_of_a_training_is_the_predicted_one(case: str, tmp_path: Path) -> None:
+    settings = CASES[case]
+    process, peak = peaks({**QUIET, **settings, "out": str(tmp_path / "run")})
+    parts = predicted(settings, process_bytes=process - WEIGHT_BYTES)
+    assert sum(parts.values()) == pytest.approx(peak, rel=TOLERANCE), parts
+    assert peak > 1.4 * process, "nothing to predict"
+    assert process - WEIGHT_BYTES == pytest.approx(PROCESS_BYTES, rel=0.3)  # of this machine
+
+
+def peaks(settings: dict[str, Any]) -> tuple[float, float]:
+    """Resident bytes at the peak of a fresh process, before and after it trains."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", PROGRAM, json.dumps(settings)]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    before, after = map(float, found.stdout.split())
+    return before, after
+
+
+def predicted(settings: dict[str, Any], *, process_bytes: float) -> dict[str, float]:
+    sae = SAEConfig(**settings["sae"])
+    groups = json.loads(settings.get("groups", "[]"))
+    n_sites = [len(group) for group in groups] or [1] * len(settings["sites"])
+    shapes = [shape(sae, n_sites=n, d_in=D_IN) for n in n_sites]
+    row_bytes, n_rows = 4.0 * D_IN * len(shapes), int(settings["n_tokens"])
+    collected = settings.get("activations") == "collected"
+    return training_memory(
+        shapes,
+        batch_size=sae.batch_size,
+        weight_bytes=WEIGHT_BYTES,
+        forward_bytes=forward_bytes(outline("demo"), tokens=sae.text_batch_size * CONTEXT, row_bytes=row_bytes),
+        row_bytes=row_bytes,
+        buffer_rows=0 if collected else min(65_536, n_rows),
+        kept_rows=n_rows if collected else 0,
+        process_bytes=process_bytes,
+    )
+
+
+def shape(config: SAEConfig, *, d_in: int, n_sites: int = 1, d_out: int | None = None) -> SAEShape:
+    d_sae, gate = config.d_sae(d_in), config.architecture
+    return SAEShape(d_in=d_in, d_sae=d_sae, k=config.k, architecture=gate, n_sites=n_sites, d_out=d_out)
+
+
+def learner(config: SAEConfig, *, d_in: int, n_sites: int, d_out: int | None) -> Learner:
+    """One that has done a step on as many rows as thresholds are set on, and one more."""
+    n_rows = config.batch_size
+    x, target = torch.randn(n_rows, d_in), None if d_out is None else torch.randn(n_rows, d_out)
+    group = Group(tuple(f"layers.{i}" for i in range(n_sites))) if n_sites > 1 else None
+    layer = None if group is None else torch.randint(n_sites, (n_rows,), dtype=torch.uint8)
+    options: dict[str, Any] = {"target_sample": target, "target_site": None if target is None else "layers.9"}
+    found = Learner(config, n_steps=10, sample=x, site="layers.0", group=group, layers=layer, **options)
+    found.step(x, target, layer)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("architecture", "n_sites", "d_out"),
+    [
+        ("topk", 1, None), ("batchtopk", 1, None), ("matryoshka", 1, None), ("jumprelu", 1, None), ("relu", 1, None),
+        ("gated", 1, None), ("topk", 3, None), ("topk", 1, 48), ("jumprelu", 1, 48),
+    ],
+)  # fmt: skip
+def test_files_are_as_large_as_predicted(architecture: Any, n_sites: int, d_out: int | None, tmp_path: Path) -> None:
+    config = SAEConfig(architecture=architecture, expansion_factor=32, k=8, batch_size=8192)
+    made = [shape(config, d_in=32, n_sites=n_sites, d_out=d_out)] * 2
+    learners = [learner(config, d_in=32, n_sites=n_sites, d_out=d_out) for _ in made]
+    state = {str(number): one.state() for number, one in enumerate(learners)}
+    save_checkpoint(tmp_path / "checkpoints", step=1, state=state)
+    save_saes(tmp_path, {f"sae-{number}": one.finish() for number, one in enumerate(learners)})
+    assert checkpoint_bytes(made) == pytest.approx(n_bytes(tmp_path / "checkpoints"), rel=0.05)
+    assert folder_bytes(made) == pytest.approx(n_bytes(tmp_path / "sae"), rel=0.05)
+
+
+def n_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+NOTHING: dict[str, Any] = {"weight_bytes": 0.0, "forward_bytes": 0.0, "row_bytes": 400.0, "process_bytes": 0.0}
+
+
+def test_the_parts_are_those_of_the_largest_phase() -> None:
+    wide = SAEShape(d_in=4096, d_sae=65_536, k=64)
+    weights = 4 * 2 * 4096 * 65_536
+    one = training_memory([wide], batch_size=4096, buffer_rows=0, **NOTHING)
+    many = training_memory([wide] * 8, batch_size=4096, buffer_rows=0, **NOTHING)
+    assert one["weights and optimiser"] == pytest.approx(3 * weights, rel=0.001)
+    assert one["step"] == pytest.approx(weights, rel=0.3)  # the gradients, for the most part
+    assert many["weights and optimiser"] == pytest.approx(8 * 3 * weights, rel=0.001)
+    assert many["finished copies"] == pytest.approx(8 * weights, rel=0.001)
+    joining = training_memory([SAEShape(d_in=100, d_sae=100, k=1)], batch_size=1, buffer_rows=0, kept_rows=10_000_000,
+                              **NOTHING)  # fmt: skip
+    assert joining["joining of rows"] == 4 * 100 * 10_000_000
+    assert joining["rows"] == pytest.approx(400 * 10_000_000, rel=0.1)
+
+
+def test_without_saes_rows_and_the_language_model_are_left() -> None:
+    given: dict[str, Any] = {**NOTHING, "weight_bytes": 3.0, "forward_bytes": 4.0}
+    parts = training_memory([], batch_size=1, buffer_rows=10, token_bytes=5.0, **given)
+    assert list(parts)[:5] == ["process", "language model", "forward", "tokens", "rows"]
+    assert sum(parts.values()) == pytest.approx(3 + 4 + 5 + 10 * 400, rel=0.1)
+
+
+def test_a_pass_grows_with_its_tokens_and_with_what_is_read() -> None:
+    lm = outline("demo")
+    alone = forward_bytes(lm, tokens=1000)
+    assert alone == 1000 * 1.5 * 4 * (4 * D_IN + 2 * 4 * D_IN)  # in and out of the activation function, 4·d wide
+    assert forward_bytes(lm, tokens=2000) == 2 * alone
+    assert forward_bytes(lm, tokens=1000, row_bytes=100.0) == alone + 100_000
+    assert forward_bytes(lm, tokens=1000, number_bytes=2.0) == alone / 2
+    assert forward_bytes(lm, tokens=1000, logits=True) == alone + 1000 * 4 * 2 * lm.vocabulary_size
