@@ -14,20 +14,25 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from machine import describe
 
 from strata import LanguageModel
 from strata.config import SAEConfig, TrainConfig
+from strata.machine.calibration import calibrate
+from strata.machine.rates import known_rates, read_calibration
 from strata.memory import keep_freed_memory
-from strata.plan.calibration import calibrate
-from strata.plan.command import quote_of
-from strata.plan.machine import read_calibration
+from strata.plan.training import plan_training
+from strata.plan_config import PlanOptions
 from strata.recipes import RECIPES
 from strata.run import train_run
+from strata.run_rows import open_rows
+
+_LEFT_OUT = ("start", "evaluation")
 
 
 def cases(folder: Path) -> dict[str, TrainConfig]:
@@ -67,16 +72,25 @@ def save_model(folder: Path, *, width: int) -> Path:
 
 def measure(config: TrainConfig, out: Path) -> dict[str, Any]:
     """Predicted seconds and those that the training took, by part."""
-    lm = LanguageModel(config.model if config.model != "auto" else "demo")
-    calibrated = read_calibration(lm.device)
-    assert calibrated is not None
-    quote = quote_of(config)
+    rates = known_rates(device=config.device)
+    assert rates.kind == "measured"
+    numbers, _ = plan_training(config, PlanOptions(), rates)
+    predicted = {part: s for part, s in numbers["ways"]["described"][0]["seconds"].items() if part not in _LEFT_OUT}
+    rows = open_rows(config)
+    _ = rows.language_model if rows.streams else None  # loaded, and what that imports
     start = time.perf_counter()
-    rows, _ = train_run(replace(config, out=out), progress=False)
+    train_run(replace(config, out=out), progress=False)
     wall = time.perf_counter() - start
     record = json.loads((out / "run.json").read_text())
-    return {"predicted": dict(quote.seconds), "measured": record["seconds"], "wall_seconds": wall,
-            "n_sites": len(rows.sites), "n_steps": record["n_steps"]}  # fmt: skip
+    return {
+        "predicted_seconds": sum(predicted.values()),
+        "seconds": wall,
+        "ratio": sum(predicted.values()) / wall,
+        "predicted_parts": predicted,
+        "parts": record["seconds"],
+        "loop": {"predicted": record["predicted"]["seconds"], "seconds": record["seconds"]["total"]},
+        "n_steps": record["n_steps"],
+    }
 
 
 def main() -> None:
@@ -92,22 +106,27 @@ def main() -> None:
             for name, config in cases(Path(folder)).items()
             if args.only is None or any(name.startswith(start) for start in args.only)
         }
-        for model in dict.fromkeys(config.model for config in chosen.values()):
-            calibrate(LanguageModel("demo" if model == "auto" else model), config=next(iter(chosen.values())))
+        names = dict.fromkeys("demo" if config.model == "auto" else config.model for config in chosen.values())
+        for name in names:
+            calibrate(LanguageModel(name), config=next(iter(chosen.values())))
         for number, (name, config) in enumerate(chosen.items()):
             found[name] = measure(config, Path(folder) / f"run-{number}")
             print(line(name, found[name]), flush=True)
+    calibration = read_calibration(torch.device("cpu"))
+    assert calibration is not None
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"machine": describe(), "results": found}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"machine": describe(), "calibration": asdict(calibration), "results": found}, indent=1) + "\n"
+        )
 
 
 def line(name: str, found: Mapping[str, Any]) -> str:
-    """A case in a line: predicted, measured, their ratio."""
-    predicted, measured = found["predicted"], found["measured"]
-    print(predicted, measured, found["wall_seconds"])
-    total = sum(predicted.values())
-    return f"{name:>26}: predicted {total:6.1f} s, took {found['wall_seconds']:6.1f} s, {total / found['wall_seconds']:.2f}"
+    """A case in a line: predicted, measured, their ratio; and the two large parts."""
+    parts, predicted = found["parts"], found["predicted_parts"]
+    total = f"predicted {found['predicted_seconds']:6.1f} s, took {found['seconds']:6.1f} s: {found['ratio']:.2f}"
+    model = f"language model {predicted.get('language model') or 0:.1f} / {parts['rows']:.1f}"
+    return f"{name:>24}  {total}   ({model}, SAE steps {predicted['SAE steps']:.1f} / {parts['sae']:.1f})"
 
 
 if __name__ == "__main__":

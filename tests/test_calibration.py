@@ -11,9 +11,17 @@ from strata import LanguageModel
 from strata.config import SAEConfig, TrainConfig
 from strata.costs.step import SAEShape, StepSeconds, step_work
 from strata.errors import UserError
-from strata.plan import calibration, machine
-from strata.plan.calibration import Timed, calibrate, fit_steps
-from strata.plan.machine import HARDWARE, Calibration, keep_calibration, known_rates, measured_forward, read_calibration
+from strata.machine import calibration
+from strata.machine import rates as rates_module
+from strata.machine.calibration import Timed, calibrate, fit_steps
+from strata.machine.rates import (
+    HARDWARE,
+    Calibration,
+    keep_calibration,
+    known_rates,
+    measured_forward,
+    read_calibration,
+)
 
 CPU = torch.device("cpu")
 SHAPES = [(d, h, k, rows) for d, h in ((64, 512), (192, 768), (96, 3072)) for k, rows in ((8, 4096), (64, 128), (2, 9))]
@@ -104,7 +112,7 @@ def test_what_was_measured_is_read_again(cache: Path) -> None:
 def test_machines_live_side_by_side_in_one_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep_calibration(Calibration(rates=HARDWARE["laptop"]), CPU)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(machine, "cpu_name", lambda: "another processor")
+        elsewhere.setattr(rates_module, "cpu_name", lambda: "another processor")
         assert read_calibration(CPU) is None
         keep_calibration(Calibration(rates=HARDWARE["cpu-2-cores"]), CPU)
         assert known_rates(device="cpu") == HARDWARE["cpu-2-cores"]
@@ -150,7 +158,7 @@ def test_calibrating_measures_and_keeps(
     assert rates.kind == "measured"
     assert min(rates.copy_bytes_per_second, rates.disk_read_bytes_per_second, rates.disk_write_bytes_per_second) > 0
     assert rates.tokenised_per_second > 0
-    key = machine.forward_key(lm, context_tokens=32, lm_dtype="auto")
+    key = rates_module.forward_key(lm, context_tokens=32, lm_dtype="auto")
     whole = measured_forward(key, n_blocks=8, device="cpu")
     assert whole is not None
     assert 0 < whole < 1

@@ -412,7 +412,7 @@ def test_the_command_speaks_json(tmp_path: Path) -> None:
 def test_a_run_without_a_prediction_gets_one_on_its_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from strata.hardware import hardware
+    from strata.machine.hardware import hardware
 
     record = {**old(DEMO).record, "hardware": hardware(torch.device("cpu"))}
     found = expected_speed(record)

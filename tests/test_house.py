@@ -18,7 +18,7 @@ SOURCE = ROOT / "src"
 # A module belongs to the layer that names it or, failing that, its nearest parent.
 # It may import from its own layer and from lower ones, which stand above.
 LAYERS = (
-    ("words", ("strata.shapes", "strata.durations", "strata.errors")),
+    ("words", ("strata.shapes", "strata.durations", "strata.errors", "strata.amounts")),
     (
         "intent",
         (
@@ -32,7 +32,7 @@ LAYERS = (
         "world",
         (
             *("strata.lm", "strata.activations", "strata.atomic", "strata.checkpoint", "strata.formats"),
-            *("strata.log", "strata.loggers", "strata.signals", "strata.memory", "strata.hardware"),
+            *("strata.log", "strata.loggers", "strata.signals", "strata.memory", "strata.machine"),
         ),
     ),
     (

@@ -124,6 +124,34 @@ def test_dead_share_counts_latents_that_are_silent_for_longer_than_the_window():
     assert 0.9 < learner.dead_share() < 1
 
 
+def test_statistics_tell_outliers_drift_and_what_is_silent_in_a_step():
+    config = SAEConfig(expansion_factor=2, k=3, batch_size=512)
+    learner = Learner(config, n_steps=100, sample=known_rows(4096, seed=1))
+    x = known_rows(512, seed=2)
+    learner.step(x)
+    first = learner.statistics()
+    fired = metrics_of_last_step(learner, 1)
+    assert first["silent_step_share"] == pytest.approx(1 - fired)
+    assert first["outlier_share"] == 0
+    assert first["relative_length"] == pytest.approx(1, abs=0.1)
+
+    norm = learner.normalization
+    outlying, rest = norm.median + 30 * (x[:128] - norm.median), norm.median + 2 * (x[128:] - norm.median)
+    for _ in range(3):
+        learner.step(torch.cat([outlying, rest]))
+    second = learner.statistics()
+    assert second["outlier_share"] == pytest.approx(128 / 512, abs=1e-6)
+    assert second["relative_length"] == pytest.approx(2 * first["relative_length"], rel=0.1)  # outliers left out
+    assert second["silent_step_share"] == pytest.approx(1 - metrics_of_last_step(learner, 4))
+    assert learner.statistics()["outlier_share"] == 0  # nothing since the last reading
+
+
+def metrics_of_last_step(learner: Learner, number: int) -> float:
+    """Share of latents that fired in a step, which is the last one."""
+    assert learner.n_steps_done == number
+    return (learner.last_fired_step == number).float().mean().item()
+
+
 class TestNormalization:
     def test_mean_is_zero_and_mean_square_is_one(self):
         x = torch.randn(5000, 16) * 7 + torch.arange(16)

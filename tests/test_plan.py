@@ -9,6 +9,7 @@ import pytest
 
 from finished_runs import write_text
 from strata.activations.harvest import collect_activations, token_stream
+from strata.amounts import prefixed, share, sized, spent
 from strata.collect_config import CollectConfig
 from strata.config import SAEConfig, TrainConfig
 from strata.costs.flops import sae_step_flops
@@ -20,7 +21,6 @@ from strata.lm.flops import forward_flops_of
 from strata.lm.model import LanguageModel
 from strata.lm.outline import outline
 from strata.plan import command, model, text
-from strata.plan.amounts import prefixed, share, sized, spent
 from strata.plan.command import plan
 from strata.plan.predicted import predicted
 from strata.plan.quote import COLLECTING, device_counts

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.activations.source import RowSource
+from strata.amounts import spent
 from strata.assignments import Assignment, assign, sites_read
 from strata.atomic import remove_folder, remove_leftovers
 from strata.config import TrainConfig
@@ -15,8 +16,7 @@ from strata.groups.of_run import RunGroups, check_groups, groups_of
 from strata.lm.loading import chosen_device
 from strata.log import say
 from strata.loop import Prepared, Recording
-from strata.plan.amounts import spent
-from strata.plan.machine import known_rates
+from strata.machine.rates import known_rates
 from strata.plan.predicted import predicted
 from strata.run_folder import (
     begun,

@@ -1,7 +1,6 @@
 """A run's folder and its run.json: what may be written where, and what a run says of itself."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from strata.atomic import as_json, put_folder, write_json
 from strata.config import TrainConfig
 from strata.errors import UserError
 from strata.formats import group
-from strata.hardware import hardware
+from strata.machine.hardware import hardware
 from strata.sae.group import GroupSAE
 from strata.sae.model import SAE
 

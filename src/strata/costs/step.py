@@ -5,7 +5,8 @@ from typing import Literal
 
 from strata.costs.flops import sae_step_flops
 
-_REVIVAL_ROWS, _REVIVAL_LATENTS = 512, 1024  # what the revival term looks at (strata.sae.learner)
+_REVIVAL_ROWS, _REVIVAL_LATENTS = 512, 1024  # the most that the revival term looks at (strata.sae.learner)
+_DEAD_SHARE = 0.05  # assumed of the latents; Strata's recorded runs lie at 0 to 9 % (docs/dead-latents.md)
 _WEIGHT_BYTES = 44  # per weight: gradient made and read, two moments and the weight read and written, decoder's norm
 
 
@@ -40,7 +41,8 @@ class StepWork:
         sparse_flops: of what fired: decoding, its gradients, the encoder's, 10·rows·k·d_in.
         n_weights: of encoder and decoder, which the optimiser reads and writes, 2·d_in·d_sae.
         n_numbers: of the rows, which are normalised, shifted and subtracted, rows·d_in.
-        revival_flops: of the dead latents' term, once there are any: three products of 512 rows with 1,024 latents.
+        revival_flops: of the dead latents' term, four products of at most 512 rows with the dead latents, of which
+            there are assumed to be 5 % of all, at most 1,024.
         n_steps: 1; what does not depend on any width.
     """
 
@@ -76,7 +78,7 @@ def step_work(sae: SAEShape, *, batch_size: int, revives: bool = True) -> StepWo
         revives: with a revival method.
     """
     d_in, d_sae = sae.d_in, sae.d_sae
-    n_dead = min(_REVIVAL_LATENTS, d_sae) if revives else 0
+    n_dead = min(_REVIVAL_LATENTS, _DEAD_SHARE * d_sae) if revives else 0
     product = 2.0 * batch_size * d_in * d_sae
     return StepWork(
         product_flops=product,

@@ -23,7 +23,7 @@ def expected_speed(record: Mapping[str, Any]) -> dict[str, Any]:
     if config.model != "demo" and not Path(config.model).is_dir():
         return {}
     from strata.lm.outline import outline
-    from strata.plan.machine import known_rates
+    from strata.machine.rates import known_rates
     from strata.plan.predicted import predicted
 
     try:
@@ -35,8 +35,8 @@ def expected_speed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _made_here(hardware: Any) -> bool:
     """Whether this machine has the processor and the device of the record."""
-    from strata.hardware import cpu_name, device_name
     from strata.lm.loading import chosen_device
+    from strata.machine.hardware import cpu_name, device_name
 
     told = hardware if isinstance(hardware, Mapping) else {}
     return (told.get("cpu"), told.get("device")) == (cpu_name(), device_name(chosen_device("auto")))

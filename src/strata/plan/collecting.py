@@ -4,11 +4,11 @@ from typing import Any
 
 from strata.activations.quantization import STORE_DTYPES
 from strata.activations.store_layout import Part
+from strata.amounts import prefixed, sized
 from strata.collect_config import CollectConfig
 from strata.costs.memory import training_memory
 from strata.costs.step import Rates
 from strata.lm.outline import outline
-from strata.plan.amounts import prefixed, sized
 from strata.plan.model import Model
 from strata.plan.pricing import START_SECONDS
 from strata.plan.quote import Quote

@@ -14,9 +14,9 @@ from strata.evaluate_config import EvaluateConfig
 from strata.groups_config import GroupsConfig
 from strata.lm.model import LanguageModel
 from strata.log import say
+from strata.machine.calibration import calibrate
+from strata.machine.rates import known_rates
 from strata.plan import collecting, evaluating, grouping, training
-from strata.plan.calibration import calibrate
-from strata.plan.machine import known_rates
 from strata.plan.tables import wrapped
 from strata.plan_config import PlanOptions
 

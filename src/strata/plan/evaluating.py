@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from strata.amounts import prefixed
 from strata.costs.memory import training_memory
 from strata.costs.step import Rates, SAEShape
 from strata.errors import UserError
 from strata.evaluate_config import EvaluateConfig
 from strata.lm.outline import outline
-from strata.plan.amounts import prefixed
 from strata.plan.measuring import evaluation_flops, evaluation_seconds
 from strata.plan.model import Model
 from strata.plan.pricing import START_SECONDS

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from strata.activations.store_layout import read_manifest
+from strata.amounts import prefixed
 from strata.costs.memory import training_memory
 from strata.costs.step import Rates
 from strata.errors import UserError
 from strata.groups_config import GroupsConfig
 from strata.lm.outline import outline
-from strata.plan.amounts import prefixed
 from strata.plan.model import Model
 from strata.plan.pricing import START_SECONDS
 from strata.plan.quote import Quote

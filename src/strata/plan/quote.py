@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from strata.plan.amounts import sized
+from strata.amounts import sized
 from strata.plan.rows import Source
 
 COLLECTING = "collecting: "

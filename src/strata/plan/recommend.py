@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from strata.activations.quantization import STORE_DTYPES
+from strata.amounts import prefixed, share
 from strata.costs.step import Rates
-from strata.plan.amounts import prefixed, share
 from strata.plan.quote import Quote
 from strata.plan.rows import RowShape
 from strata.plan.tables import timed

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from strata.plan.amounts import MISSING, prefixed, share, spent
+from strata.amounts import MISSING, prefixed, share, spent
 from strata.plan.quote import Quote
 from strata.plan.ways import Ways, shown_groups
 

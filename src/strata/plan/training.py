@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from strata.amounts import prefixed, sized
 from strata.config import TrainConfig
 from strata.costs.pretraining import known_training_tokens
 from strata.costs.step import Rates
 from strata.plan.against import against, formulas, render
-from strata.plan.amounts import prefixed, sized
 from strata.plan.explained import explanation
 from strata.plan.predicted import source_of
 from strata.plan.pricing import Pricing

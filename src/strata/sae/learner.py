@@ -268,7 +268,7 @@ class Learner:
             "dead_share": self.dead_share(),
             "silent_1m_share": (silent >= longest).float().mean().item(),
             "silent_step_share": (silent >= min(1, self.n_steps_done)).float().mean().item(),
-            "outlier_share": 1 - min(kept, rows) / max(rows, 1),
+            "outlier_share": 1 - min(kept, rows) / rows if rows else 0.0,
             "relative_length": lengths / max(kept, 1),
             "silent_rows_p90": silent.float().quantile(0.9).item() * self.config.batch_size,
         }

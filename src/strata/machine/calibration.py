@@ -17,7 +17,6 @@ import torch
 from strata.activations.harvest import forward_dtype
 from strata.config import SAEConfig, TrainConfig
 from strata.costs.step import Rates, SAEShape, StepSeconds, StepWork, step_work
-from strata.hardware import device_bytes, memory_bytes
 from strata.kernels.select import scores
 from strata.lm.flops import forward_flops_of
 from strata.lm.loading import chosen_device, load_tokenizer
@@ -26,7 +25,8 @@ from strata.lm.precision import fast_dtype
 from strata.lm.text import open_texts
 from strata.lm.tokens import TokenStream
 from strata.log import say
-from strata.plan.machine import Calibration, forward_key, keep_calibration, machine_name, read_calibration
+from strata.machine.hardware import device_bytes, memory_bytes
+from strata.machine.rates import Calibration, forward_key, keep_calibration, machine_name, read_calibration
 from strata.sae.learner import Learner
 
 # (d_in, d_sae, k, rows) of the steps that are timed: they differ in what dominates them

@@ -14,9 +14,9 @@ import torch
 from strata.atomic import write_json
 from strata.costs.step import Rates, StepSeconds
 from strata.errors import UserError, did_you_mean
-from strata.hardware import cpu_name, device_bytes, device_name, memory_bytes
 from strata.lm.loading import chosen_device
 from strata.lm.model import LanguageModel
+from strata.machine.hardware import cpu_name, device_bytes, device_name, memory_bytes
 
 _VERSION = 1
 _GB = 1e9

@@ -1,0 +1,140 @@
+"""scaling.json: a sweep's table as it grows, and the fit to it."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from strata.activations.store import Store
+from strata.atomic import as_json, remove_folder, write_json
+from strata.errors import UserError
+from strata.scaling_config import ScalingConfig
+
+RECORD = "scaling.json"
+_LIBRARIES = ("strata-sae", "torch", "numpy", "scipy")
+_FIXED = ("site", "d_in", "batch_size", "architecture", "held_out_rows", "order_seed", "store", "model", "text")
+
+
+def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """That a sweep may be written there: a folder that exists is gone on with or replaced only if told to.
+
+    Raises:
+        UserError: it may not.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"`out` must be a folder. {folder} is a file. Give another path.")
+    occupied, ours = folder.is_dir() and any(folder.iterdir()), (folder / RECORD).is_file()
+    if resume and not ours:
+        raise UserError(f"`resume` needs the folder of a sweep. {folder} holds no {RECORD}. Leave resume out.")
+    if occupied and not (resume or overwrite):
+        raise UserError(
+            f"`out` must be a new folder. {folder} exists already. Give another with --out, go on with --resume, or"
+            " replace it with --overwrite."
+        )
+    if occupied and overwrite and not ours:
+        raise UserError(f"`overwrite` replaces sweeps only. {folder} holds no {RECORD}. Give another with --out.")
+
+
+def begun(config: ScalingConfig, store: Store, *, n_held_out: int) -> dict[str, Any]:
+    """The record of a sweep without points.
+
+    Args:
+        config: of the sweep.
+        store: with its one site.
+        n_held_out: rows that the loss is measured on.
+    """
+    described = store.describe()
+    return as_json(
+        {
+            "config": vars(config),
+            "site": store.sites[0],
+            "d_in": store.d_in(store.sites[0]),
+            "batch_size": config.batch_size,
+            "architecture": config.architecture,
+            "held_out_rows": n_held_out,
+            "order_seed": config.seeds[0],
+            **{key: described[key] for key in ("store", "model", "text")},
+            "points": [],
+            "trainings": [],
+            "fit": None,
+            "versions": {name: _version(name) for name in _LIBRARIES},
+        }
+    )
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The scaling.json of a folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = folder / RECORD
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"`out` must be the folder of a sweep. There is no {path}. Run the sweep first.") from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path) from error
+    if not isinstance(found, dict) or any(key not in found for key in (*_FIXED, "points", "trainings")):
+        raise _damaged(path)
+    return found
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """That a sweep goes on with the same rows and measure; widths, k, tokens and seeds may have become more.
+
+    Raises:
+        UserError: something else changed.
+    """
+    changed = [key for key in _FIXED if before[key] != now[key]]
+    if changed:
+        raise UserError(
+            f"`resume` needs the rows and settings of the sweep before. Changed: {', '.join(changed)}. Start another"
+            " with --out."
+        )
+
+
+def start_folder(folder: Path, record: Mapping[str, Any]) -> None:
+    """An empty folder with a first scaling.json; what stood there is gone.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        remove_folder(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    write_record(folder, record)
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write scaling.json, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write_json(folder / RECORD, {**record, "date": datetime.now(UTC).isoformat(timespec="seconds")})
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"`out` must be a folder that can be written. {folder}: {error.strerror or error}. Make room, then go on with"
+        " --resume."
+    )
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"`out` must be the folder of a sweep. {path} is damaged. Start another with --out.")
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
