@@ -24,9 +24,12 @@ TOLERANCE = 0.15
 
 # Prints the peak of a process that has done nothing but load, and then its peak after a training; bytes.
 PROGRAM = """
-import json, resource, sys
+import ctypes, json, resource, sys
 from strata.memory import keep_freed_memory
 keep_freed_memory()
+CURRENT, FUTURE, ON_FAULT = 1, 2, 4  # sys/mman.h: what was touched stays, even where the system reclaims idle pages
+if sys.platform == "linux":
+    ctypes.CDLL(None).mlockall(CURRENT | FUTURE | ON_FAULT)
 import torch
 torch.set_num_threads(1)
 from strata.activations.harvest import token_stream
@@ -92,7 +95,10 @@ def test_the_peak_of_a_training_is_the_predicted_one(case: str, tmp_path: Path) 
 
 
 def peaks(settings: dict[str, Any]) -> tuple[float, float]:
-    """Resident bytes at the peak of a fresh process, before and after it trains."""
+    """Resident bytes at the peak of a fresh process, before and after it trains.
+
+    Where the process may not keep its pages, a system short of memory may take idle ones away meanwhile.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", PROGRAM, json.dumps(settings)]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

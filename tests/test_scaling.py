@@ -34,7 +34,7 @@ from strata.signals import Interrupted
 
 from tiny_models import tiny_model, tiny_tokenizer  # isort: skip
 
-TRUE = Law(e=math.log(0.12), epsilon=0.3, a=math.log(2), alpha=0.5, gamma=0.1, b=math.log(60), beta=0.6)
+TRUE = Law(e=math.log(0.12), epsilon=0.3, a=math.log(2), alpha=0.5, gamma=0.1, b=math.log(60), beta=0.6, kappa=0.15)
 
 
 def recorded(

@@ -20,8 +20,8 @@ from strata.costs.scaling_law import Cost, Law, Points, envelope
 from strata.costs.scaling_optimum import at_optimum, best_within, flat_from, frontier, has_optimum
 from strata.errors import UserError
 
-TRUE = Law(e=math.log(0.12), epsilon=0.3, a=math.log(2), alpha=0.5, gamma=0.1, b=math.log(60), beta=0.6)
-COUPLED = Law(e=-2.1, epsilon=0.3, a=0.7, alpha=0.5, gamma=0.1, b=2.0, beta=0.6, delta=0.25)
+TRUE = Law(e=math.log(0.12), epsilon=0.3, a=math.log(2), alpha=0.5, gamma=0.1, b=math.log(60), beta=0.6, kappa=0.15)
+COUPLED = Law(e=-2.1, epsilon=0.3, a=0.7, alpha=0.5, gamma=0.1, b=2.0, beta=0.6, kappa=0.2, delta=0.25)
 WIDTHS, TOKENS, KS = (768, 1536, 3072, 6144), (62_500, 125_000, 250_000, 500_000), (16, 32, 64)
 COST = Cost(d_in=192)
 
@@ -39,9 +39,9 @@ def read(law: Law, name: str) -> float:
 
 
 def test_the_law_is_its_formula() -> None:
-    by_hand = 0.12 * 32**-0.3 + 2 * 1000**-0.5 * 32**-0.1 + 60 * 5000**-0.6
+    by_hand = 0.12 * 32**-0.3 + 2 * 1000**-0.5 * 32**-0.1 + 60 * 5000**-0.6 * 32**-0.15
     assert float(TRUE.loss(1000, 5000, 32)) == pytest.approx(by_hand)
-    assert float(COUPLED.of_tokens(5000, 1000)) == pytest.approx(math.exp(2) * 5000**-0.6 * 1000**0.25)
+    assert float(COUPLED.of_tokens(5000, 1000, 32)) == pytest.approx(math.exp(2) * 5000**-0.6 * 1000**0.25 * 32**-0.2)
     assert Law.from_json(TRUE.as_json()) == TRUE
     assert Law(b=1.0).as_json()["a"] is None
     assert Law.from_json(Law(b=1.0).as_json()) == Law(b=1.0)
@@ -58,7 +58,7 @@ def test_without_noise_the_parameters_come_back() -> None:
     fit = fit_law(sweep(TRUE))
     for name in fit.free:
         assert getattr(fit.law, name) == pytest.approx(getattr(TRUE, name), rel=1e-4), name
-    assert fit.free == ("e", "epsilon", "a", "alpha", "gamma", "b", "beta")
+    assert fit.free == ("e", "epsilon", "a", "alpha", "gamma", "b", "beta", "kappa")
     assert (fit.at_bounds, fit.n_points) == ((), 48)
     assert fit.n_agreeing > 1
     coupled = fit_law(sweep(COUPLED), form="coupled")
@@ -141,8 +141,8 @@ def test_points_drawn_anew_keep_every_value() -> None:
 
 def test_what_cannot_be_fitted_is_refused() -> None:
     points = sweep(TRUE)
-    with pytest.raises(UserError, match=r"A law with 7 parameters needs more points than that. Got 7"):
-        fit_law(points.only(np.array([0, 5, 10, 15, 27, 38, 47])))
+    with pytest.raises(UserError, match=r"A law with 8 parameters needs more points than that. Got 8"):
+        fit_law(points.only(np.array([0, 5, 10, 15, 20, 27, 38, 47])))
     bad = Points(n_latents=points.n_latents, n_tokens=points.n_tokens, k=points.k, loss=points.loss * 0)
     with pytest.raises(UserError, match="losses above 0 and finite"):
         fit_law(bad)

@@ -19,7 +19,7 @@ _LEAST_TERM, _MOST_TERM = 14.0, 1.0  # bounds of a term at the centre, in powers
 _AGREE = 1e-3  # starts whose objectives differ by less, relatively, found the same
 _TRIES = 500
 INTERVAL = 0.9
-_NAMES = ("e", "epsilon", "a", "alpha", "gamma", "b", "beta", "delta")
+_NAMES = ("e", "epsilon", "a", "alpha", "gamma", "b", "beta", "kappa", "delta")
 _TERMS = {"e": 0, "a": 2, "b": 5}
 
 
@@ -160,6 +160,29 @@ def predicted_interval(fits: Sequence[Fit], at: tuple[float, float, float], *, s
     return interval(np.concatenate(losses).tolist())
 
 
+def free_parameters(*, widths: bool, tokens: bool, ks: bool, form: Form) -> tuple[str, ...]:
+    """The parameters that points can tell of.
+
+    Args:
+        widths: there are several.
+        tokens: there are several numbers of them.
+        ks: there are several k.
+        form: of the law.
+    """
+    wanted = {
+        "e": True,
+        "epsilon": ks,
+        "a": widths,
+        "alpha": widths,
+        "gamma": widths and ks,
+        "b": tokens,
+        "beta": tokens,
+        "kappa": tokens and ks,
+        "delta": tokens and widths and form == "coupled",
+    }
+    return tuple(name for name in _NAMES if wanted[name])
+
+
 class _Design:
     """The least-squares problem of some points, in logarithms around their centre. Vectors are [free] or [points].
 
@@ -184,23 +207,13 @@ class _Design:
             [
                 *([one, none, none], [-k, none, none]),
                 *([none, one, none], [none, -n, none], [none, -k, none]),
-                *([none, none, one], [none, none, -t], [none, none, n]),
+                *([none, none, one], [none, none, -t], [none, none, -k], [none, none, n]),
             ]
         )
         self._target = np.log(points.loss)
         widths, tokens, ks = (len(np.unique(axis)) > 1 for axis in logs)
-        wanted = {
-            "e": True,
-            "epsilon": ks,
-            "a": widths,
-            "alpha": widths,
-            "gamma": widths and ks,
-            "b": tokens,
-            "beta": tokens,
-            "delta": tokens and widths and form == "coupled",
-        }
-        self._where = [place for place, name in enumerate(_NAMES) if wanted[name]]
-        self.free = tuple(_NAMES[place] for place in self._where)
+        self.free = free_parameters(widths=widths, tokens=tokens, ks=ks, form=form)
+        self._where = [place for place, name in enumerate(_NAMES) if name in self.free]
         least, most = float(self._target.min()), float(self._target.max())
         terms = np.array([name in _TERMS for name in self.free])
         self.low = np.where(terms, least - _LEAST_TERM, 0.0)
@@ -214,7 +227,7 @@ class _Design:
         found = []
         for left, slope in itertools.product((0.1, 0.5, 0.85), (0.15, 0.5)):
             shares = {"e": left, "a": (1 - left) / 2, "b": (1 - left) / 2}
-            steep = {"alpha": slope, "beta": slope, "gamma": 0.2, "epsilon": 0.1, "delta": slope / 2}
+            steep = {"alpha": slope, "beta": slope, "gamma": 0.2, "epsilon": 0.1, "kappa": 0.2, "delta": slope / 2}
             values = {**{name: level + math.log(share) for name, share in shares.items()}, **steep}
             found.append(np.array([values[name] for name in self.free]))
         return found
@@ -272,6 +285,6 @@ class _Design:
         moves = {
             "e": p.get("epsilon", 0.0) * k,
             "a": p.get("alpha", 0.0) * n + p.get("gamma", 0.0) * k,
-            "b": p.get("beta", 0.0) * t - p.get("delta", 0.0) * n,
+            "b": p.get("beta", 0.0) * t + p.get("kappa", 0.0) * k - p.get("delta", 0.0) * n,
         }
         return {name: p[name] + sign * move for name, move in moves.items() if name in p}

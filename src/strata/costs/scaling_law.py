@@ -62,14 +62,16 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """L(n, t, k) = exp(e − ε ln k) + exp(a − α ln n − γ ln k) + exp(b − β ln t + δ ln n): n latents, t tokens.
+    """L(n, t, k) = exp(e − ε ln k) + exp(a − α ln n − γ ln k) + exp(b − β ln t − κ ln k + δ ln n): n latents,
+    t tokens.
 
     The first term stays however wide and long is trained; the second falls with width, the third with tokens. Exponents
     are at least 0. A term that a sweep cannot show (one width, one number of tokens) is absent: its e, a or b is −∞.
 
     Source: the form of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.3), with the sparsity of Gao et al. 2024
         (arXiv 2406.04093). Only the form: every number comes from a fit to one's own runs.
-    Differs: δ, the tokens that each latent more asks for, is in neither; δ = 0 ("additive") is the form as published.
+    Differs: κ and δ are in neither. κ, how the tokens' term falls with k, is as large as that of the other terms in our
+        own sweep (docs/scaling.md). δ are the tokens that each latent more asks for; δ = 0 is the "additive" form.
 
     Attributes:
         e: of the irreducible term at k = 1, by logarithm.
@@ -77,8 +79,9 @@ class Law:
         a: of the width's term at n = k = 1, by logarithm.
         alpha: how it falls with width.
         gamma: how it falls with k.
-        b: of the tokens' term at t = n = 1, by logarithm.
+        b: of the tokens' term at t = n = k = 1, by logarithm.
         beta: how it falls with tokens.
+        kappa: how it falls with k.
         delta: how it rises with width.
     """
 
@@ -89,6 +92,7 @@ class Law:
     gamma: float = 0.0
     b: float = -math.inf
     beta: float = 0.0
+    kappa: float = 0.0
     delta: float = 0.0
 
     def irreducible(self, k: Any) -> Any:
@@ -99,13 +103,14 @@ class Law:
         """The loss that more latents would take away."""
         return np.exp(self.a - self.alpha * np.log(n_latents) - self.gamma * np.log(k))
 
-    def of_tokens(self, n_tokens: Any, n_latents: Any) -> Any:
+    def of_tokens(self, n_tokens: Any, n_latents: Any, k: Any) -> Any:
         """The loss that more tokens would take away."""
-        return np.exp(self.b - self.beta * np.log(n_tokens) + self.delta * np.log(n_latents))
+        at_one_token = self.b + self.delta * np.log(n_latents) - self.kappa * np.log(k)
+        return np.exp(at_one_token - self.beta * np.log(n_tokens))
 
     def loss(self, n_latents: Any, n_tokens: Any, k: Any) -> Any:
         """L(n, t, k) of numbers or arrays."""
-        return self.irreducible(k) + self.of_width(n_latents, k) + self.of_tokens(n_tokens, n_latents)
+        return self.irreducible(k) + self.of_width(n_latents, k) + self.of_tokens(n_tokens, n_latents, k)
 
     def as_json(self) -> dict[str, float | None]:
         """By name; None is an absent term."""

@@ -88,7 +88,7 @@ def at_optimum(law: Law, n_latents: Any, *, k: float, cost: Cost) -> tuple[Any, 
     of_width = law.of_width(n_latents, k)
     of_tokens = law.alpha * of_width / (share * law.beta + law.delta)
     with np.errstate(over="ignore"):
-        tokens = np.exp((law.b + law.delta * np.log(n_latents) - np.log(of_tokens)) / law.beta)
+        tokens = np.exp(np.log(law.of_tokens(1.0, n_latents, k) / of_tokens) / law.beta)
         return tokens, tokens * per_token, law.irreducible(k) + of_width + of_tokens
 
 

@@ -243,7 +243,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     subject, trainings = fit["flat"]["subject"], record["trainings"]
     forward = amount(fit["forward_flops"]) + " FLOPs" if fit["forward_flops"] else "not counted (rows of a store)"
     pairs = [
-        ("Law", "L = exp(e − ε ln k) + exp(a − α ln n − γ ln k) + exp(b − β ln t + δ ln n); " + fit["form"]),
+        ("Law", "L = exp(e − ε ln k) + exp(a − α ln n − γ ln k) + exp(b − β ln t − κ ln k + δ ln n); " + fit["form"]),
         ("Fit", f"Huber loss of ln L; {fit['n_agreeing']} of {fit['n_starts']} starts agree"),
         ("Intervals", f"90 %, points drawn anew {fit['n_bootstrap']} times within each number of tokens"),
         ("Cost of a token", "2·d·n + 10·k·d FLOPs in training"),

@@ -13,8 +13,9 @@ _PARAMETERS = {
     "a": ("a", "the width's term at n = k = 1, by logarithm"),
     "alpha": ("α", "how it falls with width"),
     "gamma": ("γ", "how it falls with k"),
-    "b": ("b", "the tokens' term at t = n = 1, by logarithm"),
+    "b": ("b", "the tokens' term at t = n = k = 1, by logarithm"),
     "beta": ("β", "how it falls with tokens"),
+    "kappa": ("κ", "how it falls with k"),
     "delta": ("δ", "how it rises with width"),
 }
 

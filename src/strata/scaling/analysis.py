@@ -14,6 +14,7 @@ from strata.costs.scaling_fit import (
     bootstrap_compute,
     fit_compute,
     fit_law,
+    free_parameters,
     interval,
     predicted_interval,
 )
@@ -111,7 +112,11 @@ def _forms(points: Points, config: ScalingConfig) -> list[Fit]:
     """The law in each form that was asked for."""
     forms: tuple[Form, ...] = ("additive", "coupled") if config.form == "auto" else (config.form,)
     found = []
+    axes = (points.n_latents, points.n_tokens, points.k)
+    widths, tokens, ks = (len(set(axis.tolist())) > 1 for axis in axes)
     for form in forms:
+        if found and len(points) <= len(free_parameters(widths=widths, tokens=tokens, ks=ks, form=form)):
+            continue  # too few points for more parameters; the simpler form stands
         fit = fit_law(points, form=form)
         if form == "additive" or "delta" in fit.free or len(forms) == 1:
             found.append(fit)

@@ -16,6 +16,7 @@ _WORDS = {
     "alpha": "how the loss falls with width (α)",
     "beta": "how it falls with tokens (β)",
     "gamma": "how the width's term depends on k (γ)",
+    "kappa": "how the tokens' term depends on k (κ)",
     "epsilon": "how the irreducible loss depends on k (ε)",
     "delta": "how the tokens needed depend on width (δ)",
 }

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from strata.activations.store import Store, open_store
+from strata.costs.scaling_fit import free_parameters
 from strata.costs.step import SAEShape, step_work
 from strata.errors import UserError
 from strata.lm.loading import chosen_device
@@ -53,6 +54,7 @@ def _swept(config: ScalingConfig, folder: Path, *, progress: bool) -> dict[str, 
     steps = config.steps(store.n_rows())
     for one in config.sae_configs():
         one.d_sae(store.d_in(site))
+    _check_points(config, n_budgets=len(set(steps)))
     if config.resume:
         before = read_record(folder)
         check_same(before, record)
@@ -99,6 +101,19 @@ def _train_all(
         record["trainings"].append(told)
         write_record(folder, record)
         spent += flops[number]
+
+
+def _check_points(config: ScalingConfig, *, n_budgets: int) -> None:
+    """That a law can be fitted to what will be trained."""
+    n_widths, n_ks = len(set(config.widths)), len(set(config.k))
+    n_points = n_widths * n_ks * n_budgets * len(set(config.seeds))
+    form = "additive" if config.form == "auto" else config.form
+    free = free_parameters(widths=n_widths > 1, tokens=n_budgets > 1, ks=n_ks > 1, form=form)
+    if n_points <= len(free):
+        raise UserError(
+            f"A sweep must give more points than its law has parameters, {len(free)}. Got {n_points}, widths × k ×"
+            f" n_tokens × seeds. Add some of them."
+        )
 
 
 def _held_out(store: Store, site: str, config: ScalingConfig) -> Tensor:
