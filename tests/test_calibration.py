@@ -138,6 +138,15 @@ def test_every_listed_machine_states_what_it_assumes() -> None:
     assert HARDWARE["h200"].step_seconds(work, n_saes=3) == pytest.approx(3 * HARDWARE["h200"].step_seconds(work))
 
 
+def test_an_accelerator_is_known_by_its_whole_name() -> None:
+    like = rates_module.accelerator_like
+    assert like("NVIDIA H100 80GB HBM3") == HARDWARE["h100"]
+    assert like("NVIDIA A100-SXM4-80GB") == HARDWARE["a100-80gb"]
+    assert like("NVIDIA GeForce RTX 4090") == HARDWARE["rtx-4090"]
+    for other in ("NVIDIA GeForce RTX 3060", "Tesla T4", "NVIDIA L4"):
+        assert f"{other} is not listed and taken for one A100" in like(other).source
+
+
 def test_calibrating_measures_and_keeps(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

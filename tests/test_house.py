@@ -44,7 +44,7 @@ LAYERS = (
             *("strata.evaluate", "strata.interpret", "strata.steer", "strata.plan", "strata.doctor"),
         ),
     ),
-    ("edge", ("strata.cli", "strata.report", "strata.__main__")),
+    ("edge", ("strata.cli", "strata.flags", "strata.report", "strata.__main__")),
 )
 
 # Methods of the public contract that hand on to a higher room: {(module, function): (room, why)}. Thin: see the test.

@@ -1,16 +1,15 @@
 """The command `strata`: words and flags in, exit code out."""
 
-import io
-import re
+import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from strata.errors import UserError, did_you_mean
+from strata.flags import parsed
 
 _USAGE = """\
 Strata trains sparse autoencoders on the activations of language models.
@@ -58,7 +57,7 @@ class Command:
     run: Callable[[Any], list[str] | tuple[list[str], int]]
 
 
-_PLANNING = "The cost of the following, before it is paid; its own flags, and beside them those of the plan.\n\n"
+_NO_READER = 141  # what the shell says of a program that SIGPIPE ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(words)
+        exit_code = _dispatch(words)
+        sys.stdout.flush()
+        return exit_code
+    except BrokenPipeError:  # whoever read has had enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NO_READER
     except UserError as error:
         print(f"strata: {error}", file=sys.stderr)
         return 2
@@ -107,7 +111,7 @@ def parse_train(words: Sequence[str], *, plan: bool = False) -> Any:
 
     Args:
         words: those after the command.
-        plan: they are after `strata plan`; see `_parse`.
+        plan: they are after `strata plan`; see `strata.flags.parsed`.
 
     Raises:
         UserError: unknown recipe or flag, or a value that does not fit.
@@ -122,7 +126,7 @@ def parse_train(words: Sequence[str], *, plan: bool = False) -> Any:
         raise UserError(f"Unknown recipe {recipe!r}.{did_you_mean(recipe, RECIPES)}")
     width = 2 + max(map(len, RECIPES))
     listed = "".join(f"\n  {name:<{width}}{_first_line(make)}" for name, make in RECIPES.items())
-    return _parse(
+    return parsed(
         TrainConfig,
         given,
         command="train",
@@ -136,14 +140,14 @@ def parse_train(words: Sequence[str], *, plan: bool = False) -> Any:
 def _parse_collect(words: Sequence[str], *, plan: bool = False) -> Any:
     from strata.collect import CollectConfig
 
-    return _parse(CollectConfig, words, command="collect", default=CollectConfig(), plan=plan)
+    return parsed(CollectConfig, words, command="collect", default=CollectConfig(), plan=plan)
 
 
 def _parse_groups(words: Sequence[str], *, plan: bool = False) -> Any:
     from strata.groups_config import GroupsConfig
 
     given = ["--model", *words] if words and not words[0].startswith("-") else words
-    return _parse(GroupsConfig, given, command="groups", usage="groups [MODEL]", default=GroupsConfig(), plan=plan)
+    return parsed(GroupsConfig, given, command="groups", usage="groups [MODEL]", default=GroupsConfig(), plan=plan)
 
 
 def _parse_evaluate(words: Sequence[str], *, plan: bool = False) -> Any:
@@ -155,7 +159,7 @@ def _parse_evaluate(words: Sequence[str], *, plan: bool = False) -> Any:
             "`strata evaluate` needs the folders of runs before its flags. Write strata evaluate RUN RUN ..."
         )
     given = ["--runs", *words] if named else words
-    return _parse(EvaluateConfig, given, command="evaluate", usage="evaluate RUN...", plan=plan)
+    return parsed(EvaluateConfig, given, command="evaluate", usage="evaluate RUN...", plan=plan)
 
 
 PLANNED = {"train": parse_train, "collect": _parse_collect, "groups": _parse_groups, "evaluate": _parse_evaluate}
@@ -163,6 +167,11 @@ PLANNED = {"train": parse_train, "collect": _parse_collect, "groups": _parse_gro
 
 def _parse_plan(words: Sequence[str]) -> Any:
     """What is planned, and how: the first word is one of the commands of `PLANNED`, or else belongs to `train`."""
+    if words and words[0] == "explain":
+        raise UserError(
+            "`strata explain` does not exist yet. The plan of a training says what explaining its features would cost:"
+            " strata plan train ..."
+        )
     known = bool(words) and words[0] in PLANNED
     return PLANNED[words[0] if known else "train"](words[1:] if known else words, plan=True)
 
@@ -173,7 +182,7 @@ def _parse_doctor(words: Sequence[str]) -> Any:
     given = ["--run", *words] if words and not words[0].startswith("-") else words
     if not {"--run", "-h", "--help"} & {word.split("=")[0] for word in given}:
         raise UserError("`strata doctor` needs the folder of a run. Write strata doctor RUN.")
-    return _parse(DoctorConfig, given, command="doctor", usage="doctor RUN")
+    return parsed(DoctorConfig, given, command="doctor", usage="doctor RUN")
 
 
 def _parse_scaling(words: Sequence[str]) -> Any:
@@ -182,19 +191,19 @@ def _parse_scaling(words: Sequence[str]) -> Any:
     given = ["--activations", *words] if words and not words[0].startswith("-") else words
     if not {"--activations", "-h", "--help"} & {word.split("=")[0] for word in given}:
         raise UserError("`strata scaling` needs a store that `strata collect` wrote. Write strata scaling STORE.")
-    return _parse(ScalingConfig, given, command="scaling", usage="scaling STORE")
+    return parsed(ScalingConfig, given, command="scaling", usage="scaling STORE")
 
 
 def _parse_export(words: Sequence[str]) -> Any:
     from strata.export import ExportConfig
 
-    return _parse(ExportConfig, _with_source(words), command="export", usage="export FOLDER")
+    return parsed(ExportConfig, _with_source(words), command="export", usage="export FOLDER")
 
 
 def _parse_import(words: Sequence[str]) -> Any:
     from strata.export import ImportConfig
 
-    return _parse(ImportConfig, _with_source(words), command="import", usage="import FOLDER")
+    return parsed(ImportConfig, _with_source(words), command="import", usage="import FOLDER")
 
 
 def _with_source(words: Sequence[str]) -> list[str]:
@@ -272,6 +281,10 @@ def _shown(folders: list[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
+def _first_line(make: Callable[..., Any]) -> str:
+    return (make.__doc__ or "").splitlines()[0]
+
+
 COMMANDS = {
     "plan": Command(_parse_plan, _run_plan),
     "train": Command(parse_train, _run_train),
@@ -283,82 +296,3 @@ COMMANDS = {
     "export": Command(_parse_export, _run_export),
     "import": Command(_parse_import, _run_import),
 }
-
-
-def _parse(
-    description: type,
-    words: Sequence[str],
-    *,
-    command: str,
-    usage: str = "",
-    default: Any = None,
-    note: str = "",
-    plan: bool = False,
-) -> Any:
-    """A description from flags; None when they asked for help.
-
-    With `plan` it is a pair of the description and the `PlanOptions`, whose flags stand beside its own.
-
-    Raises:
-        UserError: what tyro or the description itself complains of, in one sentence.
-    """
-    import tyro
-
-    said = io.StringIO()
-    kind, parts, start = _beside_plan(description, default) if plan else (description, [description], default)
-    prog = f"strata plan {usage or command}" if plan else f"strata {usage or command}"
-    try:
-        with redirect_stderr(said):
-            return tyro.cli(
-                kind,
-                args=list(words),
-                prog=prog,
-                description=f"{_PLANNING if plan else ''}{description.__doc__}{note}",
-                **({} if start is None else {"default": start}),
-            )
-    except SystemExit as stopped:
-        if not stopped.code:
-            return None
-    raise UserError(_one_sentence(said.getvalue(), parts, command=f"plan {command}" if plan else command))
-
-
-def _beside_plan(description: type, default: Any) -> tuple[Any, list[type], Any]:
-    """For tyro a pair whose flags stand side by side; its two descriptions; its defaults."""
-    from typing import Annotated
-
-    import tyro
-
-    from strata.plan_config import PlanOptions
-
-    flat = tyro.conf.arg(name="")
-    kind = tuple[Annotated[description, flat], Annotated[PlanOptions, flat]]
-    return kind, [description, PlanOptions], None if default is None else (default, PlanOptions())
-
-
-def _first_line(make: Callable[..., Any]) -> str:
-    return (make.__doc__ or "").splitlines()[0]
-
-
-def _one_sentence(complaint: str, descriptions: Sequence[type], *, command: str) -> str:
-    """What tyro says in a box, as one sentence; unknown flags get the nearest known one."""
-    inner = re.sub(r"[│╭╮╰╯]", " ", complaint)
-    first = re.split(r"─{20,}", inner.split("╮")[-1])
-    body = " ".join(next((part for part in first if re.search(r"\w{3}.*[:.]", part)), inner).split())
-    unknown = re.search(r"Unrecognized options: (\S+?),?(?:\s|$)", inner)
-    if unknown:
-        name = unknown[1].split("=")[0]
-        if not name.startswith("-"):
-            return f"Unexpected word {name!r} among the flags. `strata {command} --help` lists them."
-        known = [flag for description in descriptions for flag in _flags(description)]
-        near = did_you_mean(name, known).split(" Known are:")[0]
-        return f"Unknown flag {name}.{near} `strata {command} --help` lists all."
-    return f"{body.rstrip('.')}. `strata {command} --help` explains the flags."
-
-
-def _flags(description: type, prefix: str = "") -> list[str]:
-    found = []
-    for field in fields(description):
-        name = f"{prefix}{field.name.replace('_', '-')}"
-        nested = field.default_factory if is_dataclass(field.default_factory) else None
-        found += _flags(nested, f"{name}.") if isinstance(nested, type) else [f"--{name}"]
-    return found

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -46,7 +47,7 @@ def _accelerator(name: str, *, tera_flops: float, tera_bytes: float, gigabytes: 
         f" {_SHARE_OF_BANDWIDTH:.0%} are assumed to be reached; disk 2 GB/s, 96 GB of RAM",
         step=step,
         forward_flops_per_second=_SHARE_OF_PEAK * tera_flops * 1e12,
-        copy_bytes_per_second=2 * _SHARE_OF_BANDWIDTH * tera_bytes * 1e12,
+        copy_bytes_per_second=_SHARE_OF_BANDWIDTH * tera_bytes * 1e12,
         disk_read_bytes_per_second=2 * _GB,
         disk_write_bytes_per_second=1.5 * _GB,
         tokenised_per_second=1e6,
@@ -68,7 +69,7 @@ def _processor(name: str, *, n_cores: int, gigabytes: float) -> Rates:
         source=f"{n_cores} cores at 50 GFLOP/s (fp32) and 5 GB/s each, disk 0.8 GB/s",
         step=step,
         forward_flops_per_second=0.6 * 50e9 * n_cores,
-        copy_bytes_per_second=2 * 5e9 * min(n_cores, 8),
+        copy_bytes_per_second=8e9 * min(n_cores, 8),
         disk_read_bytes_per_second=0.8 * _GB,
         disk_write_bytes_per_second=0.5 * _GB,
         tokenised_per_second=3e5,
@@ -219,9 +220,22 @@ def _assumed(device: torch.device) -> Rates:
     if device.type == "cpu":
         rates = _processor(machine_name(device), n_cores=torch.get_num_threads(), gigabytes=16.0)
         return replace(rates, memory_bytes=memory_bytes() or rates.memory_bytes)
-    name = device_name(device).lower()
-    listed = next((HARDWARE[key] for key in HARDWARE if key.split("-")[0] in name.replace(" ", "")), HARDWARE["h100"])
     return replace(
-        listed, name=machine_name(device), memory_bytes=memory_bytes() or listed.memory_bytes,
-        device_bytes=device_bytes(device), source=f"taken for {listed.name}: {listed.source}",
-    )  # fmt: skip
+        accelerator_like(device_name(device)),
+        name=machine_name(device),
+        memory_bytes=memory_bytes() or 96 * _GB,
+        device_bytes=device_bytes(device),
+    )
+
+
+def accelerator_like(name: str) -> Rates:
+    """What is assumed of an accelerator by its product name: that of the data sheet, or of an A100 where it is not
+    listed, which is then said.
+    """
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    products = {"h200": "h200", "h100": "h100", "a100": "a100-80gb", "4090": "rtx-4090"}
+    found = next((HARDWARE[key] for product, key in products.items() if product in words), None)
+    if found is not None:
+        return found
+    stand_in = HARDWARE["a100-80gb"]
+    return replace(stand_in, source=f"{name} is not listed and taken for {stand_in.name}: {stand_in.source}")
