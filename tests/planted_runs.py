@@ -29,7 +29,7 @@ class Shape:
     n_steps: int = 300
     window_steps: int = 75
     revival: str = "lift"
-    streams: bool = True
+    source: str = "stream"
     n_epochs: int = 1
     context_tokens: int = 256
     text_batch_size: int = 32
@@ -39,19 +39,47 @@ class Shape:
     last_step: int | None = None
     n_sites: int = 1
 
+    @property
+    def forward_rows(self) -> int:
+        """Tokens of one pass of the language model."""
+        return self.text_batch_size * self.context_tokens
+
+    @property
+    def buffer_rows(self) -> int:
+        """Of the shuffle buffer, by default."""
+        return max(65_536, 4 * self.forward_rows, 4 * self.batch_size)
+
+    def rows_read(self, step: int) -> int:
+        """After so many steps: a stream fills its buffer first, then refills it, and empties it at the end."""
+        if self.source != "stream":
+            return step * self.batch_size
+        read = self.buffer_rows + max(step - 1, 0) * self.batch_size
+        return min(read // self.forward_rows * self.forward_rows, self.n_steps * self.batch_size)
+
 
 DEMO = Shape(keys=tuple(f"layers.{i}" for i in range(8)), n_steps=78, window_steps=19)
+# A third of its steps read nothing, and as many rows are read before the first.
+SHORT = Shape(
+    keys=("layers.0", "layers.4"), n_steps=48, window_steps=12, log_every_steps=2, rows_seconds=0.6, sae_seconds=0.4
+)
 HEALTHY = {
     "demo": DEMO,
     "longer": Shape(),
     "ten million rows": Shape(n_steps=2441, window_steps=122, log_every_steps=50),
     "fast-testing": Shape(
-        k=64, batch_size=256, n_steps=390, window_steps=500, streams=False, rows_seconds=0.0001, sae_seconds=0.014
+        k=64, batch_size=256, n_steps=390, window_steps=500, source="store", rows_seconds=0.0001, sae_seconds=0.014
     ),
     "jumprelu": Shape(architecture="jumprelu"),
     "gated": Shape(architecture="gated"),
     "grouped": Shape(keys=("layers.0-2", "layers.3-6", "layers.7"), n_sites=3),
-    "store": Shape(streams=False, rows_seconds=0.02),
+    "store": Shape(source="store", rows_seconds=0.02),
+    "memory": Shape(source="collected", rows_seconds=0.02),
+    "short stream": SHORT,
+    "short stream, begun": replace(SHORT, last_step=10),
+    "short stream, going on": replace(SHORT, last_step=30),
+    "short stream, emptying its buffer": replace(SHORT, last_step=44),
+    "all in the buffer": replace(SHORT, n_steps=16, window_steps=4, log_every_steps=2),
+    "all in the buffer, begun": replace(SHORT, n_steps=16, window_steps=4, log_every_steps=2, last_step=6),
     "sweep": Shape(keys=("layers.3/k=16", "layers.3/k=32")),
     "three lines": Shape(n_steps=2441, window_steps=122, last_step=30),
     "one line": Shape(n_steps=2441, window_steps=122, last_step=10),
@@ -97,20 +125,22 @@ def _record(shape: Shape, *, ended: bool) -> dict[str, Any]:
     one |= {"decay_steps": round(0.3 * shape.n_steps), "centring": True}
     sae = {"architecture": shape.architecture, "k": shape.k, "batch_size": shape.batch_size, "expansion_factor": 16}
     sae |= {"text_batch_size": shape.text_batch_size, "num_epochs": shape.n_epochs, "sparsity_coefficient": "auto"}
-    forward = shape.text_batch_size * shape.context_tokens
+    streams = shape.source == "stream"
     return {
+        "mode": shape.source,
         "status": "trained" if ended else "training",
         "config": {
             "model": "demo", "data": "stdlib", "sites": ["all"], "context_tokens": shape.context_tokens, "sae": sae,
-            "activations": "stream" if shape.streams else "activations/mine", "log_every_steps": shape.log_every_steps,
+            "activations": "activations/mine" if shape.source == "store" else shape.source,
+            "log_every_steps": shape.log_every_steps,
         },
         "hardware": {"device": "cpu", "cpu": "some processor"},
         "n_steps": shape.n_steps,
         "n_rows": shape.n_steps * shape.batch_size,
         "batch_size": shape.batch_size,
         "saes": {key: dict(one) for key in shape.keys},
-        "buffer_rows": max(65_536, 4 * forward, 4 * shape.batch_size) if shape.streams else None,
-        "forward_rows": forward if shape.streams else None,
+        "buffer_rows": shape.buffer_rows if streams else None,
+        "forward_rows": shape.forward_rows if streams else None,
         "context_tokens": shape.context_tokens,
         "predicted": {
             "kind": "measured", "rates": "this machine", "rows_seconds": 0.9 * shape.rows_seconds,
@@ -120,19 +150,21 @@ def _record(shape: Shape, *, ended: bool) -> dict[str, Any]:
 
 
 def _line(shape: Shape, step: int, dice: random.Random, *, before: dict[str, Any] | None) -> dict[str, Any]:
-    each = shape.rows_seconds + shape.sae_seconds
-    filling = 8.0 if shape.streams else 0.0  # of the shuffle buffer
-    start = before or {"step": 0, "seconds": filling}
-    seconds = start["seconds"] + (step - start["step"]) * each * dice.uniform(0.9, 1.1)
+    filling = shape.rows_read(0) / shape.batch_size * shape.rows_seconds
+    start = before or {"step": 0, "rows_seconds": filling, "sae_seconds": 0.0}
+    noise, each = dice.uniform(0.9, 1.1), shape.rows_seconds + shape.sae_seconds
+    n_read = shape.rows_read(step) - shape.rows_read(start["step"])
+    rows = start["rows_seconds"] + n_read / shape.batch_size * shape.rows_seconds * noise
+    sae = start["sae_seconds"] + (step - start["step"]) * shape.sae_seconds * noise
     warm, falling = step / (0.05 * shape.n_steps), (shape.n_steps - step + 1) / (0.3 * shape.n_steps)
     peak = min(1e-2, 1.53e-3 * (2**14 / shape.d_sae) ** 0.5 * (shape.batch_size / 4096) ** 0.5)
     return {
         "step": step,
         "rows": step * shape.batch_size,
         "tokens": step * shape.batch_size,
-        "seconds": round(seconds, 4),
-        "rows_seconds": round(filling + (seconds - filling) * shape.rows_seconds / each, 4),
-        "sae_seconds": round((seconds - filling) * shape.sae_seconds / each, 4),
+        "seconds": round(rows + sae, 4),
+        "rows_seconds": round(rows, 4),
+        "sae_seconds": round(sae, 4),
         "rows_per_second": shape.batch_size / each,
         "learning_rate": peak * min(1.0, warm, falling),
         "sites": {key: _site(shape, step, depth, dice) for depth, key in enumerate(shape.keys)},

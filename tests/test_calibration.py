@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from strata import LanguageModel
-from strata.config import SAEConfig, TrainConfig
 from strata.costs.step import SAEShape, StepSeconds, step_work
 from strata.errors import UserError
 from strata.machine import calibration
@@ -161,8 +160,7 @@ def test_calibrating_measures_and_keeps(
     monkeypatch.setattr(calibration, "_PRODUCT", (64, 32, 64))
     monkeypatch.chdir(cache.parent)
     lm = LanguageModel("demo")
-    config = TrainConfig(context_tokens=32, sae=SAEConfig(text_batch_size=2))
-    rates = calibrate(lm, config=config, progress=True)
+    rates = calibrate(lm, context_tokens=32, text_batch_size=2, progress=True)
     assert rates == known_rates(device="cpu")
     assert rates.kind == "measured"
     assert min(rates.copy_bytes_per_second, rates.disk_read_bytes_per_second, rates.disk_write_bytes_per_second) > 0
@@ -179,6 +177,13 @@ def test_calibrating_measures_and_keeps(
     assert "measuring this machine" in capsys.readouterr().err
     assert sorted(path.name for path in cache.parent.iterdir()) == ["cache"]
 
-    again = calibrate(None, config=replace(config, context_tokens=16), progress=False)
+    with pytest.raises(UserError, match=r"`context_tokens` must be at most 256, the model's longest text. Got 512"):
+        calibrate(lm, context_tokens=512)
+    assert "measuring" not in capsys.readouterr().err  # told before anything is measured
+    assert read_calibration(CPU) == found
+    # What stands in for a model that cannot be loaded takes no longer text than it can.
+    again = calibrate(None, context_tokens=512, text_batch_size=1, lm_dtype="fp32", progress=False)
+    stand_in = rates_module.forward_key(lm, context_tokens=256, lm_dtype="fp32")
+    assert measured_forward(stand_in, n_blocks=8, device="cpu") is not None
     assert again.kind == "measured"
     assert measured_forward(key, n_blocks=8, device="cpu") == whole  # what was known of other forwards stays

@@ -195,7 +195,8 @@ def test_a_logarithm_counts_the_features_of_the_other_size() -> None:
 def test_powers_cross_where_they_are_equal() -> None:
     slow, fast = power(45.6, Fraction(5, 3)), power(1, 2)
     found = crossing(slow, fast)
-    assert found.cheaper == "above" and found.size == pytest.approx(1e8 * 45.6**3)
+    assert found.cheaper == "above" and found.size is not None
+    assert found.size == pytest.approx(1e8 * 45.6**3)
     assert slow.at(found.size) == pytest.approx(fast.at(found.size))
     assert slow.at(found.size * 1.1) < fast.at(found.size * 1.1)
     back = crossing(fast, slow)
@@ -311,12 +312,12 @@ def test_growth_of_each_case() -> None:
     assert growth == {
         ("fixed", "each feature, F ∝ n^(2/3)"): ("n^(2/3)", "above", False),
         ("fixed", "each feature, F ∝ n"): ("n", "above", False),
-        ("fixed", "log2 F partners of each, F ∝ n"): ("n log n", "above", False),
-        ("fixed", "every pair, F ∝ n"): ("n^2", "never", True),
+        ("fixed", "+ log2 F partners of each, F ∝ n"): ("n log n", "above", False),
+        ("fixed", "+ every pair, F ∝ n"): ("n^2", "never", True),
         ("equal", "each feature, F ∝ n^(2/3)"): ("n^(5/3)", "above", False),
         ("equal", "each feature, F ∝ n"): ("n^2", "never", True),
-        ("equal", "log2 F partners of each, F ∝ n"): ("n^2 log n", "never", False),
-        ("equal", "every pair, F ∝ n"): ("n^3", "below", False),
+        ("equal", "+ log2 F partners of each, F ∝ n"): ("n^2 log n", "never", False),
+        ("equal", "+ every pair, F ∝ n"): ("n^3", "below", False),
     }
 
 
@@ -384,6 +385,7 @@ def test_lines_fit(found: Any) -> None:
 def test_explained_numbers_give_the_stated_result() -> None:
     """What --explain prints as put in is multiplied out again."""
     found = demo()
+    assert [r["formula"] for r in found["training"]["parts"]] == ["as planned"] * 2
     rows = [r for r in (*found["tasks"], *found["interpretation"], *found["alternatives"]) if r["numbers"]]
     assert len(rows) == 8 + 8 + 4
     for row in rows:
@@ -425,7 +427,7 @@ def test_the_page_shows_what_the_code_computes() -> None:
         assert f"| {change} | {times(row['share'])} | {shown(row['size'])} |" in page
     for title, found in (("the embedded model", demo()), ("Llama-3.1-8B", llama())):
         units, pairs = (interpretation(found, name, "equal") for name in
-                        ("each feature, F ∝ n^(2/3)", "every pair, F ∝ n"))  # fmt: skip
+                        ("each feature, F ∝ n^(2/3)", "+ every pair, F ∝ n"))  # fmt: skip
         cells = (
             shown(found["subject"]["active_parameters"]),
             times(found["subject"]["training_tokens"] / found["subject"]["parameters"]).rstrip(" ×"),
@@ -447,9 +449,9 @@ def test_the_pages_sentences_carry_the_computed_numbers() -> None:
     found, large = demo(), llama()
     fixed = [interpretation(found, f"each feature, F ∝ {growth}", "fixed") for growth in ("n^(2/3)", "n")]
     _, explained, means, _ = found["alternatives"]
-    pairs = interpretation(found, "every pair, F ∝ n", "equal")
+    pairs = interpretation(found, "+ every pair, F ∝ n", "equal")
     large_units, large_pairs = (
-        interpretation(large, f"{name}, F ∝ n", "equal") for name in ("each feature", "every pair")
+        interpretation(large, f"{name}, F ∝ n", "equal") for name in ("each feature", "+ every pair")
     )
     for sentence in (
         f"**The SAEs themselves are cheap**: {100 * found['training']['share']:.1f} % of the model's training",

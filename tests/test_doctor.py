@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from planted_runs import (
     DEMO,
     HEALTHY,
     POSTED,
+    SHORT,
     Run,
     Shape,
     every_site,
@@ -25,12 +27,16 @@ from planted_runs import (
     write,
 )  # fmt: skip
 from strata.config import SAEConfig, TrainConfig
-from strata.doctor.checks.dead import silent_in_one_step, unused_if_equal
+from strata.doctor.checks.dead import short_window, silent_in_one_step, unused_if_equal
+from strata.doctor.checks.speed import waiting_for_rows
 from strata.doctor.command import doctor
 from strata.doctor.examine import Diagnosis, examine
 from strata.doctor.expectation import expected_speed
+from strata.doctor.facts import facts_of
 from strata.doctor.findings import Finding, exit_code, merged
 from strata.doctor.live import Watch
+from strata.doctor.pace import pace, pace_or_estimate
+from strata.doctor.record import Record
 from strata.doctor.recorded import expected_dead, recorded
 from strata.doctor_config import DoctorConfig
 from strata.errors import UserError
@@ -117,7 +123,21 @@ FAULTS: dict[str, tuple[Shape, Callable[[Run], Run], str, str]] = {
     "language model, one pass": (
         replace(SHAPE, rows_seconds=5.0), record(), "waiting-for-rows", "note",
     ),
-    "disk": (replace(SHAPE, streams=False, rows_seconds=0.6), record(), "waiting-for-rows", "warning"),
+    "disk": (replace(SHAPE, source="store", rows_seconds=0.6), record(), "waiting-for-rows", "warning"),
+    "memory": (replace(SHAPE, source="collected", rows_seconds=0.6), record(), "waiting-for-rows", "note"),
+    "slow language model of a short stream": (
+        replace(SHORT, rows_seconds=0.35, sae_seconds=0.65), lambda run: slowed(run, lambda p: 3, part="rows"),
+        "slower-than-predicted", "warning",
+    ),
+    "short stream waits": (
+        replace(SHORT, rows_seconds=1.2), record(), "waiting-for-rows", "note",
+    ),
+    "throttled, then the buffer is emptied": (
+        replace(SHORT, n_steps=80, window_steps=20),
+        both(record(predicted=None), lambda run: slowed(run, lambda p: 1 + 2 * p),
+             lambda run: slowed(run, lambda p: 1 + 2 * p, part="rows")),
+        "slowing-down", "warning",
+    ),
     "dead": (LONG, dead_after(0.3), "dead-latents", "warning"),
     "mostly dead": (LONG, dead_after(0.9), "dead-latents", "error"),
     "dead without centring": (LONG, both(dead_after(0.45), sae_record(centring=False)), "dead-latents", "warning"),
@@ -133,6 +153,10 @@ FAULTS: dict[str, tuple[Shape, Callable[[Run], Run], str, str]] = {
         "warning",
     ),
     "window of a moment": (replace(LONG, batch_size=256, window_steps=5), record(), "short-window", "warning"),
+    "default window of a short run": (
+        replace(LONG, batch_size=128, text_batch_size=4, n_steps=29, window_steps=7, log_every_steps=2), record(),
+        "short-window", "note",
+    ),
     "spike": (LONG, change(fvu=lambda v, p, n: 6 * v if n == 15 else v), "loss-spike", "warning"),
     "spike that stays": (
         LONG, both(sae_record(warmup_steps=None, decay_steps=None),
@@ -254,6 +278,89 @@ def posted(shape: Shape) -> Run:
     return change(**silent)(healthy(shape))
 
 
+def spent(run: Run, last: int = -1) -> tuple[float, float]:
+    """Shares of all seconds until a line, in SAE steps and waiting for rows."""
+    line = run.lines[last]
+    return line["sae_seconds"] / line["seconds"], line["rows_seconds"] / line["seconds"]
+
+
+@pytest.mark.parametrize("last_step", [4, 30, 44, 48])
+def test_the_summary_divides_all_seconds_of_a_stream(last_step: int, tmp_path: Path) -> None:
+    run = healthy(replace(SHORT, last_step=last_step))
+    sae, rows = spent(run)
+    said = examined(run, tmp_path).lines()[0]
+    assert f"{100 * sae:.3g} % of it in SAE steps, {100 * rows:.3g} % waiting for rows" in said
+
+
+def record_of(run: Run) -> Record:
+    return Record(facts_of(run.record), run.lines)
+
+
+@pytest.mark.parametrize("last_step", [2, 6, 12, 30, 36, 44, 48])
+def test_the_pace_of_a_stream_knows_neither_its_filling_nor_its_emptying(last_step: int) -> None:
+    run = record_of(healthy(replace(SHORT, last_step=last_step)))
+    found = pace_or_estimate(run)
+    assert found is not None
+    assert found.rows == pytest.approx(0.6, rel=0.15)
+    assert found.sae == pytest.approx(0.4, rel=0.15)
+    assert found.total == pytest.approx(1.0, rel=0.1)
+
+
+def test_before_some_passes_of_the_language_model_nothing_is_called_slow() -> None:
+    shape = replace(SHORT, text_batch_size=128, n_steps=480, log_every_steps=1)
+    for last_step in range(2, 33):
+        assert pace(record_of(healthy(replace(shape, last_step=last_step)))) is None
+    assert pace(record_of(healthy(replace(shape, last_step=33)))) is not None
+
+
+def test_rows_from_memory_or_an_unknown_place_are_no_slow_disk() -> None:
+    slow = replace(SHAPE, source="collected", rows_seconds=0.6)
+    (found,) = waiting_for_rows(record_of(healthy(slow)))
+    assert "swaps" in found.todo
+    assert "disk" not in found.todo
+    (store,) = waiting_for_rows(record_of(healthy(replace(slow, source="store"))))
+    assert store.todo == "Collect with --dtype int8, or onto a faster disk."
+    run = healthy(slow)
+    bare = {key: value for key, value in run.record.items() if key not in ("mode", "config")}
+    (unknown,) = waiting_for_rows(Record(facts_of(bare), run.lines))
+    assert unknown.todo.startswith("Rows of a store: ")
+    assert unknown.severity == "note"
+
+
+@pytest.mark.parametrize(
+    ("window", "batch", "severity", "todo"),
+    [
+        (7, 128, "note", r"Train on more rows \(n_tokens\): 29 steps are too few"),
+        (2, 128, "warning", 'Leave dead_feature_window at "auto": in a run of 29 steps it is 7.'),
+        (1, 512, "warning", "Set dead_feature_window to at least 19 steps."),
+        (14, 128, "note", "Train on more rows"),
+    ],
+)
+def test_a_short_window_is_never_mended_with_one_longer_than_the_run(
+    window: int, batch: int, severity: str, todo: str
+) -> None:
+    shape = replace(LONG, batch_size=batch, n_steps=29, window_steps=window, log_every_steps=2)
+    (found,) = short_window(record_of(healthy(shape)))
+    assert found.severity == severity
+    assert re.match(todo, found.todo)
+
+
+def test_all_that_blames_the_learning_rate_asks_for_the_same_one(tmp_path: Path) -> None:
+    spoil = both(
+        lambda run: rates(run, 1132.0), dead_after(0.9), change(l0=lambda v, p, n: 20.0),
+        change(fvu=lambda v, p, n: 3.0 if n >= 15 else v), change(loss=lambda v, p, n: math.nan if n == 20 else v),
+    )  # fmt: skip
+    found = {one.name: one for one in examined(spoil(healthy(LONG)), tmp_path).findings}
+    assert set(found) == {"loss-spike", "learning-rate-too-high", "dead-latents", "l0-off-target", "not-finite"}
+    assert [name for name, one in found.items() if "lr=auto (0.00353)" not in one.todo] == []
+    falls = both(lambda run: rates(run, 1132.0), FAULTS["still falling"][1])
+    assert examined(falls(healthy(LONG)), tmp_path).findings == (), "twice the rate is not what it needs"
+    halved = examined(both(lambda run: rates(run, 1 / 1132.0), spoil)(healthy(LONG)), tmp_path).findings
+    blamed = [one.todo for one in halved if one.name in ("loss-spike", "learning-rate-too-high", "not-finite")]
+    assert len(blamed) == 3
+    assert all("half the learning rate" in todo for todo in blamed)
+
+
 def test_the_run_that_people_post_with_its_time_in_the_step(tmp_path: Path) -> None:
     small, early = examined(posted(POSTED), tmp_path).findings
     assert (small.name, early.name) == ("small-batch", "too-early-for-dead-latents")
@@ -275,7 +382,8 @@ def test_the_run_that_people_post_with_its_time_in_the_step(tmp_path: Path) -> N
 def test_the_run_that_people_post_with_its_time_in_the_language_model(tmp_path: Path) -> None:
     waiting, early = examined(posted(replace(POSTED, rows_seconds=0.505, sae_seconds=0.05)), tmp_path).findings
     assert (waiting.name, early.name) == ("waiting-for-rows", "too-early-for-dead-latents")
-    assert "91 % of the time" in waiting.evidence
+    assert waiting.numbers["rows_share"] == pytest.approx(0.505 / 0.555, abs=0.003)
+    assert "% of the time is spent waiting for rows" in waiting.evidence
     assert "the same text 3 times" in waiting.what
     assert waiting.numbers["gain_of_collecting"] == pytest.approx(1 / (0.91 / 3 + 0.09), rel=0.02)
     assert "strata collect" in waiting.todo
@@ -385,7 +493,9 @@ def test_lines_that_are_missing_doubled_or_damaged(tmp_path: Path) -> None:
 
 
 def test_no_run_to_look_at(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"`run` must be the folder of a run\. .* holds no run\.json\. Give e\.g\."):
+    with pytest.raises(
+        UserError, match=r"`run` must be the folder of a run\. .* holds no run\.json; .* just been started"
+    ):
         examine(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"`run` must have a whole run\.json\. .* is damaged\. Train the run again\."):
@@ -419,6 +529,8 @@ def test_a_run_without_a_prediction_gets_one_on_its_own_machine(monkeypatch: pyt
     assert found["kind"] in ("measured", "assumed")
     assert found["seconds"] == pytest.approx(78 * (found["rows_seconds"] + found["sae_seconds"]))
     assert expected_speed(old(DEMO).record) == {}, "another machine"
+    threads = {**record["hardware"], "n_threads": torch.get_num_threads() + 1}
+    assert expected_speed(record | {"hardware": threads}) == {}, "as many threads as are used now"
     for changes in ({"model": "somebody/else"}, {"activations": "collected"}, {"sae": 3}, {"sae": {"k": 0}}):
         assert expected_speed(record | {"config": record["config"] | changes}) == {}
 

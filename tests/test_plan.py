@@ -130,7 +130,7 @@ def test_assumed_seconds_are_marked(tmp_path: Path) -> None:
     seconds = named(numbers)["as described: streaming"]["seconds"]
     assert seconds["language model"] == pytest.approx(ROWS * forward / 1e10)
     assert "~ assumes a machine: made up." in said
-    assert "strata plan --calibrate" in said
+    assert "--calibrate" not in said  # which measures this machine
     table = said.split("Ways to get the rows")[1].split("Recommendation")[0]
     assert all("~" in line for line in table.splitlines() if line.startswith(("as described", "store", "start")))
 
@@ -380,8 +380,8 @@ def test_calibration_comes_first_with_the_model_if_it_can_be_loaded(
 ) -> None:
     seen: list[Any] = []
 
-    def calibrate(lm: LanguageModel | None, *, config: TrainConfig | None, progress: bool) -> Rates:
-        seen.append(lm)
+    def calibrate(lm: LanguageModel | None, **described: Any) -> Rates:
+        seen.append((None if lm is None else lm.name, described))
         return replace(RATES, name="calibrated")
 
     monkeypatch.setattr(command, "calibrate", calibrate)
@@ -390,5 +390,118 @@ def test_calibration_comes_first_with_the_model_if_it_can_be_loaded(
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 2}))
     lines = plan(replace(config, model=str(tmp_path)), PlanOptions(calibrate=True))
     assert "on calibrated (made up)" in lines
-    assert [None if lm is None else lm.name for lm in seen] == ["demo", None]
+    assert [name for name, _ in seen] == ["demo", None]
     assert "its forward is not measured, since it could not be loaded" in capsys.readouterr().err
+
+
+def test_every_command_calibrates_the_forward_that_it_would_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def calibrate(lm: LanguageModel, **given: Any) -> Rates:
+        seen.append((lm.name, given["context_tokens"], given["text_batch_size"], given["lm_dtype"]))
+        return RATES
+
+    monkeypatch.setattr(command, "calibrate", calibrate)
+    store, model_folder = tmp_path / "store", tmp_path / "model"
+    lm = LanguageModel("demo")
+    lm.model.save_pretrained(model_folder)
+    collect_activations(lm, TEXTS, ["layers.1"], n_tokens=2048, store=store, context_tokens=128, progress=False)
+    run = finished_run(tmp_path / "run", model=str(model_folder), context_tokens=64, text_batch_size=4)
+    path = str(model_folder)
+    described: list[tuple[Any, tuple[Any, ...]]] = [
+        (replace(DEMO, context_tokens=96, lm_dtype="fp32"), ("demo", 96, 32, "fp32")),
+        (TrainConfig(activations=store, sae=SAEConfig(batch_size=512, text_batch_size=8)), ("demo", 128, 8, "auto")),
+        (CollectConfig(model=path, n_tokens=10**4, context_tokens=64, text_batch_size=2), (path, 64, 2, "auto")),
+        (GroupsConfig(context_tokens=32, lm_dtype="bf16"), ("demo", 32, 32, "bf16")),
+        (EvaluateConfig(runs=(run,), lm_dtype="fp32"), (path, 64, 4, "fp32")),
+    ]
+    for of, wanted in described:
+        plan(of, PlanOptions(calibrate=True), progress=False)
+        assert seen.pop() == wanted
+
+
+def finished_run(folder: Path, **config: Any) -> Path:
+    """What a plan reads of a run as Strata 0.1 left it first: no `layer_rows`, no `saes` in its record."""
+    sae = {"text_batch_size": config.pop("text_batch_size", 32), "expansion_factor": 16, "k": 16}
+    folder.mkdir()
+    record = {"config": {"model": "demo", "context_tokens": 256, **config, "sae": sae}, "dead": {"a": {}, "b/c": {}}}
+    (folder / "run.json").write_text(json.dumps(record))
+    for number, key in enumerate(record["dead"]):
+        place = folder / "sae" / key
+        place.mkdir(parents=True)
+        written = {"d_in": 192, "d_sae": 1000 * (number + 1), "metadata": {"site": f"layers.{number}"}}
+        (place / "cfg.json").write_text(json.dumps(written))
+    return folder
+
+
+def test_the_closing_line_is_the_command_that_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "known_rates", lambda name, *, device: replace(RATES, kind="assumed"))
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 2}))
+    run = finished_run(tmp_path / "a run")
+    commands: list[tuple[Any, str]] = [
+        (DEMO, "train --model demo"),
+        (replace(DEMO, context_tokens=64, lm_dtype="fp32"), "train --model demo --context-tokens 64 --lm-dtype fp32"),
+        (CollectConfig(model=str(tmp_path), n_tokens=10**4), f"collect --model {tmp_path}"),
+        (GroupsConfig(n_tokens=10_000), "groups --model demo"),
+        (EvaluateConfig(runs=(run,)), f"evaluate '{run}'"),
+    ]
+    for of, words in commands:
+        said = " ".join(plan(of, PlanOptions(), progress=False))
+        assert f"`strata plan {words} --calibrate` measures some seconds on this machine" in said
+
+
+def test_a_run_of_an_earlier_version_is_planned_from_its_folders(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    [quote] = numbers_of(EvaluateConfig(runs=(run,), n_tokens=1000), tmp_path)[0]["ways"]
+    assert quote["sae_flops"] == 1000 * 2 * 2 * 192 * (1000 + 2000)  # alone, and with all
+    assert (quote["n_saes"], quote["n_sites"]) == (2, 2)
+    (run / "sae" / "b" / "c" / "cfg.json").unlink()
+    with pytest.raises(UserError, match=r"Neither run.json nor .*c tells the site"):
+        plan(EvaluateConfig(runs=(run,)), PlanOptions(), progress=False)
+    whole = json.loads((run / "run.json").read_text())
+    broken = [
+        ({"config": whole["config"]}, r"`runs` must be finished. .*run.json names no SAEs \(status: unknown\)"),
+        ({"config": whole["config"] | {"context_tokens": None}}, r"run.json lacks `config.context_tokens`"),
+        ({"config": whole["config"] | {"target_site": "layers.5"}}, r"holds a transcoder to layers.5"),
+        ([], r"run.json lacks `config`"),
+    ]
+    for record, message in broken:
+        (run / "run.json").write_text(json.dumps(record))
+        with pytest.raises(UserError, match=message):
+            plan(EvaluateConfig(runs=(run,)), PlanOptions(), progress=False)
+
+
+def test_logits_of_an_evaluation_are_bounded(tmp_path: Path) -> None:
+    wide = {**LLAMA, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({**wide, "num_key_value_heads": 4, "vocab_size": 65_536}))
+    needed = {}
+    for batch in (4, 256):
+        run = finished_run(tmp_path / f"run-{batch}", model=str(tmp_path), text_batch_size=batch)
+        for record in run.glob("sae/*/cfg.json"):
+            record.write_text(json.dumps({"d_in": 64, "d_sae": 256, "metadata": {"site": "layers.0"}}))
+        (run / "sae" / "b" / "c" / "cfg.json").write_text(
+            json.dumps({"d_in": 64, "d_sae": 256, "metadata": {"site": "layers.1"}})
+        )
+        [quote] = numbers_of(EvaluateConfig(runs=(run,), n_tokens=100_000), tmp_path)[0]["ways"]
+        needed[batch] = quote["ram_bytes"]["logits"]
+    assert needed[4] == needed[256] == 1.5 * 3 * 2**28 + 3 * 2**24  # 4 sequences of 256 · 65,536 logits are 256 MiB
+
+
+def test_the_report_is_planned_too(tmp_path: Path) -> None:
+    config = replace(DEMO, sites=("layers.0", "layers.1"), held_out_rows=0)
+    found = {}
+    for report in (True, False):
+        [quote, *_] = numbers_of(replace(config, report=report), tmp_path)[0]["ways"]["described"]
+        found[report] = quote
+    assert set(found[True]["seconds"]) - set(found[False]["seconds"]) == {"held-out text", "evaluation", "examples"}
+    assert found[True]["seconds"]["held-out text"] == 32 * 32_768 / 1e6
+    encoding = 2 * (2 * 192 * 3072 * 1e-11 + 3072 * 1e-10)
+    assert found[True]["seconds"]["examples"] == pytest.approx((32_768 + 4096) * 2 * 2e-6 + 32_768 * encoding)
+    assert found[True]["ram_bytes"]["logits"] > 4 * 3 * 8192 * 4096
+    assert "logits" not in found[False]["ram_bytes"]
+    transcoder = replace(config, sites=("layers.0",), target_site="layers.3")
+    [quote, *_] = numbers_of(transcoder, tmp_path)[0]["ways"]["described"]
+    encoding = 2 * 192 * 3072 * 1e-11 + 3072 * 1e-10
+    assert quote["seconds"]["evaluation"] == pytest.approx(32_768 * (4 * 2e-6 + encoding))

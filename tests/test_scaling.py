@@ -14,21 +14,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from strata.activations.harvest import collect_activations
 from strata.activations.store import open_store
 from strata.costs.flops import sae_step_flops
+from strata.costs.memory import training_memory
 from strata.costs.scaling_fit import bootstrap, fit_law
 from strata.costs.scaling_law import Law
 from strata.costs.step import SAEShape
 from strata.errors import UserError
 from strata.lm.model import LanguageModel
 from strata.report.scaling import scaling_and_report, verdict, warning, write_scaling_report
+from strata.scaling import memory
 from strata.scaling.analysis import analyse, points_of, speed
 from strata.scaling.caveats import caveats
 from strata.scaling.command import scaling_run
 from strata.scaling.files import read_record
-from strata.scaling.memory import most_side_by_side
+from strata.scaling.memory import free_memory, most_side_by_side
+from strata.scaling.subject import subject_of
 from strata.scaling_config import ScalingConfig
 from strata.signals import Interrupted
 
@@ -60,7 +64,7 @@ def recorded(
         "held_out_rows": 1000,
         "order_seed": 0,
         "store": {"n_rows": 500_000},
-        "model": {"name": "a <b>&", "n_parameters": 5_000_000},
+        "model": {"name": "a <b>&", "model_class": "a <b>&", "n_parameters": 5_000_000},
         "text": {"texts": {"source": "stdlib"}, "context_tokens": 256},
         "points": points,
         "trainings": [training],
@@ -76,10 +80,14 @@ def settings(**changed: Any) -> ScalingConfig:
     return ScalingConfig(**given | changed)
 
 
+def analysed(record: dict[str, Any], config: ScalingConfig) -> dict[str, Any]:
+    return analyse(record, config, subject=subject_of(record, config))
+
+
 @pytest.fixture(scope="module")
 def fitted() -> dict[str, Any]:
     record = recorded()
-    found = analyse(record, settings(budget=("1e15", "2h")))
+    found = analysed(record, settings(budget=("1e15", "2h")))
     return record | {"fit": json.loads(json.dumps(found, allow_nan=False))}
 
 
@@ -117,7 +125,7 @@ def test_budgets_have_a_best_width_with_its_interval(fitted: dict[str, Any]) -> 
     largest = max(point["flops"] for point in fitted["points"])
     assert budgets["1e15"]["orders_beyond"] == pytest.approx(math.log10(1e15 / largest))
     with pytest.raises(UserError, match=r"`budget` must pay for more than a token. Got 100"):
-        analyse(fitted, settings(budget=("100",)))
+        analysed(fitted, settings(budget=("100",)))
 
 
 def test_what_is_foretold_says_how_far_out_it_lies(fitted: dict[str, Any]) -> None:
@@ -135,10 +143,48 @@ def test_what_is_foretold_says_how_far_out_it_lies(fitted: dict[str, Any]) -> No
 
 
 def test_without_the_models_tokens_no_multiple_is_told() -> None:
-    found = analyse(recorded(ks=(32,)), settings(training_tokens="auto", form="additive"))
+    found = analysed(recorded(ks=(32,)), settings(training_tokens="auto", form="additive"))
     assert found["flat"]["multiple"] is None
     assert "give --training-tokens" in found["flat"]["subject"]["source"]
     assert "is not known" in verdict(found)
+
+
+def of_model(architecture: str, folder: Path, *, n_more: int = 0) -> dict[str, Any]:
+    """A sweep on rows of a model with random weights, whose configuration stands in the folder."""
+    model = tiny_model(architecture)
+    model.config.save_pretrained(folder)
+    n_parameters = sum(weight.numel() for weight in model.parameters()) + n_more
+    return recorded() | {"model": {"name": str(folder), "model_class": "Any", "n_parameters": n_parameters}}
+
+
+def test_of_a_model_with_experts_the_parameters_that_a_token_passes_are_counted(tmp_path: Path) -> None:
+    """As `strata plan` counts them: 2 of 3 experts in each block."""
+    config = settings(training_tokens=1e9)
+    record = of_model("mixtral", tmp_path / "experts")
+    found = subject_of(record, config)
+    blocks = tiny_model("mixtral").get_submodule("model.layers")
+    experts = sum(weight.numel() for name, weight in blocks.named_parameters() if ".experts." in name)
+    assert experts > 0
+    counted = record["model"]["n_parameters"] - experts / 3
+    assert (found["counted_parameters"], found["flops"], found["doubt"]) == (counted, 6 * counted * 1e9, None)
+    dense = of_model("gpt2", tmp_path / "dense")
+    found = subject_of(dense, config)
+    assert found["flops"] == 6 * dense["model"]["n_parameters"] * 1e9
+    assert found["doubt"] is None
+
+
+def test_where_a_model_cannot_be_drawn_all_of_it_counts_and_that_is_said(tmp_path: Path) -> None:
+    config = settings(training_tokens=1e9)
+    nameless = recorded()
+    other = of_model("gpt2", tmp_path, n_more=1)
+    gone = recorded() | {"model": {"name": str(tmp_path / "gone"), "model_class": "Any", "n_parameters": 5_000_000}}
+    whys = ("the store names no checkpoint", "another number of parameters", "its outline cannot be made: `model` must")
+    for record, why in zip((nameless, other, gone), whys, strict=True):
+        found = subject_of(record, config)
+        assert found["flops"] == 6 * record["model"]["n_parameters"] * 1e9
+        assert why in found["doubt"]
+    assert subject_of(nameless, settings(training_tokens="auto"))["doubt"] is None  # no cost is told
+    assert any("counts all of its parameters" in said for said in analysed(nameless, config)["caveats"])
 
 
 def doubts(record: dict[str, Any]) -> str:
@@ -165,9 +211,9 @@ def test_what_the_points_cannot_tell_is_said() -> None:
 
 def test_a_k_that_was_not_swept_is_refused() -> None:
     with pytest.raises(UserError, match=r"`at_k` must be one of the swept values of k. Got 8. Those are \[16.0"):
-        analyse(recorded(), settings(at_k=8, fit_only=True))
+        analysed(recorded(), settings(at_k=8, fit_only=True))
     with pytest.raises(UserError, match=r"A fit needs points"):
-        analyse(recorded() | {"points": []}, settings())
+        analysed(recorded() | {"points": []}, settings())
 
 
 @pytest.mark.parametrize(
@@ -176,8 +222,12 @@ def test_a_k_that_was_not_swept_is_refused() -> None:
         ({"widths": ()}, "`widths` must name at least one value"),
         ({"k": (16, 16)}, "`k` must name each value once. Got 16 16"),
         ({"widths": (0,)}, "`SAEConfig.expansion_factor` must be at least 1. Got 0"),
-        ({"n_tokens": ("half",)}, "`n_tokens` must be written such as 50%, 250k or 1000000. Got 'half'"),
+        (
+            {"n_tokens": ("half",)},
+            r"`n_tokens` must be written such as 50%.* Got 'half'. Give a number .* alone or with k or M or G or %.$",
+        ),
         ({"n_tokens": ("120%",)}, "`n_tokens` must be written such as .* Got '120%'. A share is at most 100%"),
+        ({"budget": ("5x",)}, r"`budget` must be written .* Got '5x'. Give a number above 0, alone or with h.$"),
         ({"budget": ("1e15 FLOPs",)}, "`budget` must be written such as 1e15"),
         ({"budget": ("50%",)}, "`budget` must be written such as 1e15"),
         ({"n_bootstrap": 5}, "`n_bootstrap` must be at least 20. Got 5"),
@@ -207,11 +257,45 @@ def test_token_budgets_are_whole_batches() -> None:
         settings(budget=("2h",)).budgets(None)
 
 
-def test_as_many_are_trained_at_once_as_fit() -> None:
-    few = most_side_by_side(SAEShape(d_in=768, d_sae=768 * 512, k=32), batch_size=4096, device="cpu")
-    many = most_side_by_side(SAEShape(d_in=768, d_sae=768 * 16, k=32), batch_size=4096, device="cpu")
-    assert 0 <= few < many
-    assert most_side_by_side(SAEShape(d_in=10**6, d_sae=10**8, k=32), batch_size=4096, device="cpu") == 0
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 64 GB, of which 20 GiB are available, and no container; files of it may be changed."""
+    lines = "MemTotal:       62500000 kB\nMemFree:         1000000 kB\nMemAvailable:   20971520 kB\n"
+    (tmp_path / "meminfo").write_text(lines)
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "memory_bytes", lambda: 64e9)
+    return tmp_path
+
+
+def test_free_memory_is_what_others_leave(machine: Path) -> None:
+    cpu = torch.device("cpu")
+    assert free_memory(cpu) == 20 * 2**30
+    (machine / "memory.max").write_text("max\n")
+    (machine / "memory.current").write_text("6000000000\n")
+    assert free_memory(cpu) == 20 * 2**30
+    (machine / "memory.max").write_text("8000000000\n")
+    assert free_memory(cpu) == 2e9
+    (machine / "memory.stat").write_text("anon 4000000000\ninactive_file 1500000000\n")
+    assert free_memory(cpu) == 3.5e9
+    for name in ("meminfo", "memory.max"):
+        (machine / name).unlink()
+    assert free_memory(cpu) == 64e9  # a system that does not tell what is free
+
+
+def test_as_many_are_trained_at_once_as_fit(machine: Path) -> None:
+    shape = SAEShape(d_in=768, d_sae=768 * 16, k=32)
+    n = most_side_by_side(shape, batch_size=4096, device="cpu")
+    for n_saes, fits in ((n, True), (n + 1, False)):
+        parts = training_memory([shape] * n_saes, batch_size=4096, weight_bytes=0.0, forward_bytes=0.0,
+                                row_bytes=4.0 * 768, buffer_rows=65_536)  # fmt: skip
+        assert (sum(parts.values()) <= 0.75 * 20 * 2**30) == fits
+    wider = most_side_by_side(SAEShape(d_in=768, d_sae=768 * 64, k=32), batch_size=4096, device="cpu")
+    assert 0 < wider < n
+    (machine / "meminfo").write_text("MemAvailable: 4194304 kB\n")
+    assert 0 < most_side_by_side(shape, batch_size=4096, device="cpu") < n
+    (machine / "meminfo").write_text("MemAvailable: 500000 kB\n")
+    assert most_side_by_side(shape, batch_size=4096, device="cpu") == 0
 
 
 @pytest.fixture(scope="module")
@@ -385,6 +469,13 @@ def test_the_page_shows_it_all_and_needs_no_network(fitted: dict[str, Any], tmp_
     assert "orders of magnitude beyond the widest SAE" in page.words
     assert "Best width and tokens" in page.words
     assert "nan" not in re.findall(r"\w+", page.words.lower())
+
+
+def test_the_page_says_which_parameters_count(fitted: dict[str, Any], tmp_path: Path) -> None:
+    subject = fitted["fit"]["flat"]["subject"] | {"counted_parameters": 1.5e6}
+    fit = fitted["fit"] | {"flat": fitted["fit"]["flat"] | {"subject": subject}}
+    (tmp_path / "scaling.json").write_text(json.dumps(fitted | {"fit": fit}))
+    assert "5 M, of which a token passes 1.5 M" in write_scaling_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_a_page_of_a_tiny_sweep_is_written(swept: Path) -> None:

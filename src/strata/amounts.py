@@ -1,9 +1,12 @@
-"""Amounts as people say them: "3.4 GB", "1.2 P", "2 h 05 min"."""
+"""Amounts as people say them: "3.4 GB", "1.2 P", "6.2·10^18", "2 h 05 min"."""
 
 import itertools
 
 MISSING = "?"
-_PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
+_PREFIXES = (
+    *(("Q", 1e30), ("R", 1e27), ("Y", 1e24), ("Z", 1e21), ("E", 1e18)),
+    *(("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)),
+)
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -21,6 +24,13 @@ def sized(amount: float | None, unit: str) -> str:
     """The same with its unit: "3.42 GB"."""
     text = prefixed(amount)
     return f"{text}{unit}" if text[-1].isalpha() else f"{text} {unit}"
+
+
+def powered(amount: float) -> str:
+    """Two digits and a power of ten, for what has no prefix: "6.2·10^18", "10^30"."""
+    digits, exponent = f"{amount:.1e}".split("e")
+    power = f"10^{int(exponent)}"
+    return power if digits == "1.0" else f"{digits}·{power}"
 
 
 def spent(seconds: float | None) -> str:

@@ -1,10 +1,12 @@
 """What `strata plan` is asked besides the command that it plans."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from strata.settings import Auto, check_kinds, names_unknown_settings, require
+
+_OF_TRAININGS = ("n_devices", "n_trainings", "training_tokens", "explainer_parameters")
 
 
 @names_unknown_settings
@@ -50,3 +52,18 @@ class PlanOptions:
         this = self.hardware == "this"
         rule = "be given for this machine alone"
         require(not self.calibrate or this, "calibrate", rule, f"hardware={self.hardware}", "Leave one of the two out.")
+
+    def check_for(self, command: str) -> None:
+        """Refuse what only the plan of a training answers.
+
+        Args:
+            command: that is planned, not `train`.
+
+        Raises:
+            UserError: a setting that this command's plan does not look at.
+        """
+        rule = f"be left out of `strata plan {command}`, which does not look at it"
+        for field in fields(self):
+            value = getattr(self, field.name)
+            alone = field.name in _OF_TRAININGS
+            require(not alone or value == field.default, field.name, rule, value, "It is for `strata plan train`.")

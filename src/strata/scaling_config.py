@@ -39,7 +39,8 @@ class ScalingConfig:
     architecture: Architecture = "topk"
     """The gate of all SAEs."""
     side_by_side: int | Auto = "auto"
-    """SAEs that are trained at once on the same batches; "auto" is as many as fit into the free memory."""
+    """SAEs that are trained at once on the same batches; "auto" is as many as fit into three quarters of the memory
+    that is free when the command starts."""
     held_out_rows: int = 32_768
     """Rows of the store's held-out documents on which the loss is measured, at most."""
     form: Literal["auto", "additive", "coupled"] = "auto"
@@ -54,8 +55,8 @@ class ScalingConfig:
     flat_gain: float = 0.01
     """The loss is flat where doubling the width lowers it by less than this share."""
     training_tokens: float | Auto = "auto"
-    """Tokens that the language model was trained on, for its own cost 6·N·tokens; "auto" is what is known of its
-    family."""
+    """Tokens that the language model was trained on, for its own cost 6·N·tokens, N being the parameters that a token
+    passes; "auto" is what is known of its family."""
     n_bootstrap: int = 200
     """How often the points are drawn anew for the 90 % intervals."""
     fit_seed: int = 0
@@ -72,7 +73,7 @@ class ScalingConfig:
     device: str = "auto"
     """"auto" (CUDA where there is one), "cpu", "cuda", "cuda:1"."""
     trust_remote_code: bool = False
-    """Run code that comes with the model (only its outline is made, and only if its forward is counted)."""
+    """Run code that comes with the model (only its outline is made, for what its forward and its own training cost)."""
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -165,7 +166,9 @@ class ScalingConfig:
         match = _AMOUNT.match(text)
         amount, unit = (float(match[1]), match[2]) if match else (0.0, "")
         right = amount > 0 and unit in units and (unit != "%" or amount <= 100)
-        require(right, setting, f"be written such as {example}", repr(text), "A share is at most 100%.")
+        alone = f"Give a number above 0, alone or with {' or '.join(one for one in units if one)}."
+        way_out = "A share is at most 100%." if unit == "%" and "%" in units and amount > 100 else alone
+        require(right, setting, f"be written such as {example}", repr(text), way_out)
         return amount, unit
 
 

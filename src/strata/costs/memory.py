@@ -26,6 +26,12 @@ _ENTRIES_PASSES = 2  # lists per entry that a step holds beside that: sorted by 
 _ROW_COPIES = 8  # of a batch that a step holds: raw, normalised, decoded, residual, its gradient, and their temporaries
 _SLOT_BYTES = 32  # of a row's place in the shuffle buffer or in an epoch's permutation
 _RESIDENT = 1.5  # what a forward takes from the system over what is alive in it (measured: the embedded model)
+_LOGITS_BYTES = 2**28  # of one pass of the evaluation (strata.evaluate.language_loss)
+_SOFTMAX_BYTES = 3 * 2**24  # of 16 MiB of them: picked, their log-softmax, the divergence's terms
+_PEAK_BYTES = 15 * (
+    8 + 4 + 8 + 4 * 19
+)  # per latent: its strongest tokens with their windows (strata.evaluate.examples)
+_FIRING_BYTES = 3 * 28  # of an entry whose peaks are looked for: value, latent, token and key, sorted
 
 _OWN_VECTORS = {"jumprelu": 2, "gated": 3}  # tensors [d_sae] that are trained; 1 of all others
 _THRESHOLDS = ("batchtopk", "matryoshka", "jumprelu", "relu", "gated")  # gates that are set on the last rows
@@ -84,22 +90,114 @@ def training_memory(
     }
 
 
+def evaluation_pieces(
+    n_tokens: int, *, batch_tokens: int, context_tokens: int, vocabulary_size: int
+) -> tuple[int, int]:
+    """Tokens of one pass of the evaluation, whose logits take 256 MB at most (or are those of one sequence), and how
+    many passes the text takes.
+
+    Args:
+        n_tokens: of the text.
+        batch_tokens: of a batch of it.
+        context_tokens: of a sequence.
+        vocabulary_size: of the language model; 0 if it has no logits.
+    """
+    n_sequences = max(1, min(n_tokens, batch_tokens) // context_tokens)
+    most = n_sequences if vocabulary_size == 0 else _LOGITS_BYTES // (4 * vocabulary_size * context_tokens)
+    piece = max(1, min(n_sequences, most)) * context_tokens
+    return piece, -(-n_tokens // piece)
+
+
+def evaluation_memory(
+    saes: Sequence[SAEShape],
+    *,
+    weight_bytes: float,
+    forward_bytes: float,
+    piece_tokens: int,
+    n_pieces: int,
+    vocabulary_size: int,
+    number_bytes: float = 4.0,
+    process_bytes: float = PROCESS_BYTES,
+) -> dict[str, float]:
+    """Memory at the peak of evaluating SAEs (`strata.evaluate.suites`), in bytes, by what it is for; the sum is the
+    whole.
+
+    With the logits of a pass live the log-probabilities of the model as it is and, while these are made, those of the
+    pass before; with the codes of rows, which are made before there are logits, only the former.
+
+    Args:
+        saes: all that are evaluated.
+        weight_bytes: of the language model.
+        forward_bytes: of a pass of it on a piece of text; see `forward_bytes`.
+        piece_tokens: of a piece; see `evaluation_pieces`.
+        n_pieces: of the text.
+        vocabulary_size: of the language model; 0 if it has no logits.
+        number_bytes: of one of its logits.
+        process_bytes: of the process before it does anything.
+    """
+    one = _RESIDENT * 4.0 * piece_tokens * vocabulary_size
+    logits = one * (min(2, n_pieces) + number_bytes / 4) + (_SOFTMAX_BYTES if vocabulary_size else 0)
+    encoding = max((_encoding(sae, piece_tokens) for sae in saes), default=0.0)
+    return {
+        "process": process_bytes,
+        "language model": float(weight_bytes),
+        "forward": float(forward_bytes),
+        "finished SAEs": sum(map(_weight_bytes, saes)),
+        **({"logits": logits} if logits > one + encoding else {"logits": one, "encoding": encoding}),
+    }
+
+
+def examples_memory(
+    saes: Sequence[SAEShape],
+    *,
+    weight_bytes: float,
+    forward_bytes: float,
+    batch_tokens: int,
+    process_bytes: float = PROCESS_BYTES,
+) -> dict[str, float]:
+    """Memory at the peak of finding features' examples (`strata.evaluate.examples`), in bytes, by what it is for; the
+    sum is the whole.
+
+    Args:
+        saes: all of the run, which are looked at in one pass (those of a sweep one after the other: it is at most so
+            much).
+        weight_bytes: of the language model.
+        forward_bytes: of a pass of it on a batch; see `forward_bytes`.
+        batch_tokens: of a batch.
+        process_bytes: of the process before it does anything.
+    """
+    found = _PEAK_BYTES * sum(sae.n_sites * sae.d_sae for sae in saes)
+    sorting = [2.0 * _PEAK_BYTES * sae.d_sae + _FIRING_BYTES * batch_tokens * sae.k for sae in saes]
+    encoding = [_encoding(sae, batch_tokens) for sae in saes]
+    return {
+        "process": process_bytes,
+        "language model": float(weight_bytes),
+        "forward": float(forward_bytes),
+        "finished SAEs": sum(map(_weight_bytes, saes)),
+        "examples": found + max(sorting, default=0.0) + max(encoding, default=0.0),
+    }
+
+
+def _encoding(sae: SAEShape, n_rows: int) -> float:
+    """What encoding and decoding rows takes: the encoder turned, a piece of scores, rows before and after, entries."""
+    scores = min(_CHUNK_BYTES, 4.0 * n_rows * sae.d_sae) * 1.25
+    rows = 4.0 * _ROW_COPIES * n_rows * (sae.d_in + (sae.d_out or sae.d_in)) / 2
+    return 4.0 * sae.d_in * sae.d_sae + scores + rows + _ENTRY_BYTES * n_rows * sae.k
+
+
 @runtime_checkable
 class Readable(Protocol):
     """What of a language model decides what a pass of it takes; `strata.lm.model.LanguageModel` is one."""
 
     model: Any
     sites: list[str]
-    vocabulary_size: int
 
     def site(self, name: str) -> Any:
         """A site, with its module's `path`."""
         ...
 
 
-def forward_bytes(
-    lm: Readable, *, tokens: int, row_bytes: float = 0.0, logits: bool = False, number_bytes: float = 4.0
-) -> float:
+def forward_bytes(lm: Readable, *, tokens: int, row_bytes: float = 0.0, number_bytes: float = 4.0) -> float:
     """Memory of one pass of a language model without gradient, beside its weights.
 
     Of the widest block: four vectors of the residual stream's width, and all that its feed-forward part holds at once
@@ -111,15 +209,13 @@ def forward_bytes(
         lm: the language model, or its outline.
         tokens: of the pass, context times sequences.
         row_bytes: of a token's activations at all sites that are read; they lie beside it.
-        logits: the pass goes on to the scores of the vocabulary (evaluation), which are held twice.
         number_bytes: of a number: 4 in fp32; under autocast most are of 2.
     """
     blocks = [lm.model.get_submodule(lm.site(name).path) for name in lm.sites]
     config = lm.model.config.get_text_config()
     width = int(config.hidden_size)
     inner = max((_inner_numbers(block, config) for block in blocks), default=4.0 * width)
-    vocabulary = 2 * lm.vocabulary_size if logits else 0
-    return tokens * (_RESIDENT * number_bytes * (4 * width + inner) + row_bytes + number_bytes * vocabulary)
+    return tokens * (_RESIDENT * number_bytes * (4 * width + inner) + row_bytes)
 
 
 def checkpoint_bytes(saes: Sequence[SAEShape]) -> float:

@@ -3,8 +3,6 @@
 from dataclasses import astuple, dataclass
 from typing import Literal
 
-from strata.costs.flops import sae_step_flops
-
 _REVIVAL_ROWS, _REVIVAL_LATENTS = 512, 1024  # the most that the revival term looks at (strata.sae.learner)
 _DEAD_SHARE = 0.05  # assumed of the latents; Strata's recorded runs lie at 0 to 9 % (docs/dead-latents.md)
 _WEIGHT_BYTES = 44  # per weight: gradient made and read, two moments and the weight read and written, decoder's norm
@@ -20,7 +18,8 @@ class SAEShape:
         k: active latents per row.
         architecture: the gate, as `strata.config.SAEConfig.architecture`.
         n_sites: layers that share it (groups), 1 without.
-        d_out: width of what is predicted; d_in but for transcoders.
+        d_out: width of what a transcoder predicts; None of an SAE.
+        skip: a transcoder with a skip connection, a matrix of d_out·d_in.
     """
 
     d_in: int
@@ -29,6 +28,7 @@ class SAEShape:
     architecture: str = "topk"
     n_sites: int = 1
     d_out: int | None = None
+    skip: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,14 @@ class StepWork:
     """One step of one SAE on `batch_size` rows.
 
     Attributes:
-        product_flops: of the one dense product, 2·rows·d_in·d_sae.
+        product_flops: of the one dense product, 2·rows·d_in·d_sae; of a skip connection also its product and its
+            gradient, 4·rows·d_in·d_out.
         n_scores: pre-activations looked at once for the selection, rows·d_sae.
-        sparse_flops: of what fired: decoding, its gradients, the encoder's, 10·rows·k·d_in.
-        n_weights: of encoder and decoder, which the optimiser reads and writes, 2·d_in·d_sae.
-        n_numbers: of the rows, which are normalised, shifted and subtracted, rows·d_in.
+        sparse_flops: of what fired: decoding and its two gradients, 6·rows·k·d_out; the encoder's gradient and scoring
+            the winners again, 4·rows·k·d_in. Together 10·rows·k·d_in of an SAE.
+        n_weights: of encoder, decoder and skip connection, which the optimiser reads and writes; 2·d_in·d_sae of an
+            SAE.
+        n_numbers: of the rows, which are normalised, shifted and subtracted, rows·d_in, and of a transcoder's targets.
         revival_flops: of the dead latents' term, four products of at most 512 rows with the dead latents, of which
             there are assumed to be 5 % of all, at most 1,024.
         n_steps: 1; what does not depend on any width.
@@ -77,16 +80,16 @@ def step_work(sae: SAEShape, *, batch_size: int, revives: bool = True) -> StepWo
         batch_size: rows.
         revives: with a revival method.
     """
-    d_in, d_sae = sae.d_in, sae.d_sae
+    d_in, d_sae, d_out = sae.d_in, sae.d_sae, sae.d_out or sae.d_in
+    skipping = d_in * d_out if sae.skip else 0
     n_dead = min(_REVIVAL_LATENTS, _DEAD_SHARE * d_sae) if revives else 0
-    product = 2.0 * batch_size * d_in * d_sae
     return StepWork(
-        product_flops=product,
+        product_flops=2.0 * batch_size * (d_in * d_sae + 2 * skipping),
         n_scores=float(batch_size * d_sae),
-        sparse_flops=batch_size * sae_step_flops(d_in, d_sae, sae.k) - product,
-        n_weights=2.0 * d_in * d_sae,
-        n_numbers=float(batch_size * d_in),
-        revival_flops=4 * 2.0 * min(_REVIVAL_ROWS, batch_size) * n_dead * d_in,
+        sparse_flops=batch_size * sae.k * (4.0 * d_in + 6.0 * d_out),
+        n_weights=float(d_sae * (d_in + d_out) + skipping),
+        n_numbers=float(batch_size * (d_in + (sae.d_out or 0))),
+        revival_flops=2 * 2.0 * min(_REVIVAL_ROWS, batch_size) * n_dead * (d_in + d_out),
     )
 
 

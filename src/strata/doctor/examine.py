@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from strata.doctor.checks.registry import LIVE, OF_A_FOLDER
-from strata.doctor.checks.speed import shares
 from strata.doctor.findings import Finding, exit_code, merged
+from strata.doctor.pace import seconds_so_far
 from strata.doctor.record import Record, is_number, read_run
 from strata.doctor.words import between, number, percent, span
 
@@ -87,8 +87,11 @@ def _time(run: Record) -> str:
     if not is_number(seconds) or seconds <= 0:
         return ""
     speed = f", {number(round(rows / seconds))} rows per second" if is_number(rows) else ""
-    split = shares(run)
-    parts = "" if split is None else f", {percent(split[1])} of it in SAE steps, {percent(split[0])} waiting for rows"
+    whole = seconds_so_far(run)
+    parts = ""
+    if {"rows_seconds", "sae_seconds"} <= set(whole):
+        sae, waiting = (percent(whole[part] / whole["seconds"]) for part in ("sae_seconds", "rows_seconds"))
+        parts = f", {sae} of it in SAE steps, {waiting} waiting for rows"
     return f", {span(seconds)}{speed}{parts}"
 
 

@@ -34,12 +34,15 @@ def expected_speed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _made_here(hardware: Any) -> bool:
-    """Whether this machine has the processor and the device of the record."""
+    """Whether this machine has the processor and the device of the record, and as many threads are used as were."""
+    import torch
+
     from strata.lm.loading import chosen_device
     from strata.machine.hardware import cpu_name, device_name
 
     told = hardware if isinstance(hardware, Mapping) else {}
-    return (told.get("cpu"), told.get("device")) == (cpu_name(), device_name(chosen_device("auto")))
+    here = (cpu_name(), device_name(chosen_device("auto")), torch.get_num_threads())
+    return (told.get("cpu"), told.get("device"), told.get("n_threads")) == here
 
 
 def _described(config: Any) -> TrainConfig | None:

@@ -4,12 +4,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from strata.doctor.expectation import described_sae
 from strata.sae.optim import Schedule
 
+Source = Literal["stream", "memory", "store"]
+
 _STEERED = ("jumprelu", "relu", "gated")
+_MODES: dict[str, Source] = {"stream": "stream", "collected": "memory", "store": "store"}
+_LEAST_BUFFER = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,7 @@ class Facts:
         n_steps: of the whole run.
         batch_size: rows of a step.
         context_tokens: length of the packed sequences.
+        source: where the rows come from: a language model as they are used, memory, a store; None if that is not told.
         buffer_rows: of the shuffle buffer; None without one.
         forward_rows: tokens of one forward pass; None when rows are not streamed.
         n_epochs: passes over the text.
@@ -66,6 +71,7 @@ class Facts:
     n_steps: int | None = None
     batch_size: int | None = None
     context_tokens: int | None = None
+    source: Source | None = None
     buffer_rows: int | None = None
     forward_rows: int | None = None
     n_epochs: int = 1
@@ -77,6 +83,19 @@ class Facts:
     def n_rows(self) -> int | None:
         """Rows of the whole run."""
         return None if self.n_steps is None or self.batch_size is None else self.n_steps * self.batch_size
+
+    @property
+    def usual_buffer_rows(self) -> int:
+        """Of the shuffle buffer if nothing else is asked for."""
+        return max(_LEAST_BUFFER, 4 * (self.forward_rows or 0), 4 * (self.batch_size or 0))
+
+    @property
+    def shuffled_ahead(self) -> int:
+        """Rows that a stream reads before its first step, and does not have to read for its last ones; else 0."""
+        if self.forward_rows is None:
+            return 0
+        rows = self.buffer_rows or self.usual_buffer_rows
+        return rows if self.n_rows is None else min(rows, self.n_rows)
 
 
 def facts_of(record: Mapping[str, Any], *, folder: Path | None = None) -> Facts:
@@ -93,7 +112,8 @@ def facts_of(record: Mapping[str, Any], *, folder: Path | None = None) -> Facts:
     n_steps = _whole(record.get("n_steps"))
     keys = list(_mapping(record.get("saes")) or _mapping(record.get("dead")))
     told = {key: _told(record, key, config=config, n_steps=n_steps, folder=folder) for key in keys}
-    streams = config.get("activations", "stream") == "stream" and record.get("mode", "stream") == "stream"
+    source = _source(record, config)
+    streams = source == "stream"
     buffer_tokens, sequences = _whole(config.get("buffer_tokens")), _whole(settings.get("text_batch_size"))
     forward = _whole(record.get("forward_rows"), sequences * context if streams and sequences and context else None)
     device = _mapping(record.get("hardware")).get("device")
@@ -103,6 +123,7 @@ def facts_of(record: Mapping[str, Any], *, folder: Path | None = None) -> Facts:
         n_steps=n_steps,
         batch_size=batch_size,
         context_tokens=context,
+        source=source,
         buffer_rows=_whole(record.get("buffer_rows"), buffer_tokens if streams else None),
         forward_rows=forward,
         n_epochs=_whole(record.get("n_epochs"), settings.get("num_epochs")) or 1,
@@ -110,6 +131,17 @@ def facts_of(record: Mapping[str, Any], *, folder: Path | None = None) -> Facts:
         predicted=_mapping(record.get("predicted")),
         seconds={key: float(value) for key, value in _mapping(record.get("seconds")).items() if value is not None},
     )
+
+
+def _source(record: Mapping[str, Any], config: Mapping[str, Any]) -> Source | None:
+    """Where rows come from; old records, which do not say, are of streams."""
+    if record.get("forward_rows") is not None:
+        return "stream"
+    if record.get("mode") in _MODES:
+        return _MODES[record["mode"]]
+    if not config:
+        return None
+    return _MODES.get(config.get("activations", "stream"), "store")
 
 
 def _told(

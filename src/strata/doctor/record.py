@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeGuard
 
 from strata.doctor.expectation import expected_speed
 from strata.doctor.facts import Facts, SAEFacts, facts_of
+from strata.doctor.words import number
 from strata.errors import UserError
 from strata.sae.optim import auto_learning_rate
 
@@ -106,19 +107,17 @@ class Record:
             return False
         return peak > _FAR * auto if extreme == "high" else peak < auto / _FAR
 
+    def lower_rate(self, key: str) -> str:
+        """What to train with where the learning rate is too high, in the words that all checks use."""
+        _, auto = self.learning_rates(key)
+        return f"lr=auto ({number(auto)})" if auto and self.rate_is("high", key) else "half the learning rate (lr)"
+
     def phase(self, key: str) -> tuple[int, int] | None:
         """First and last step at the full learning rate, between warm-up and decay; None if that is not known."""
         sae, n_steps = self.sae(key), self.facts.n_steps
         if n_steps is None or sae.warmup_steps is None or sae.decay_steps is None:
             return None
         return sae.warmup_steps, n_steps - sae.decay_steps
-
-    def steps_per_second(self) -> float | None:
-        """Over the last lines."""
-        known = [line for line in self.lines if is_number(line.get("seconds"))][-6:]
-        if len(known) < 2 or known[-1]["seconds"] <= known[0]["seconds"]:
-            return None
-        return (known[-1]["step"] - known[0]["step"]) / (known[-1]["seconds"] - known[0]["seconds"])
 
 
 def _finite(found: Iterable[tuple[int, Any]]) -> Points:
@@ -147,7 +146,10 @@ def read_run(folder: Path) -> Record:
     """
     path = folder / "run.json"
     if not path.is_file():
-        raise UserError(f"`run` must be the folder of a run. {folder} holds no run.json. Give e.g. runs/demo-stdlib.")
+        raise UserError(
+            f"`run` must be the folder of a run. {folder} holds no run.json; one that has just been started has none"
+            f" until its first step. Give e.g. runs/demo-stdlib, or wait a moment."
+        )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -169,7 +171,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         return [], 0
     texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
     found, n_damaged = [], 0
-    for number, text in enumerate(texts, start=1):
+    for place, text in enumerate(texts, start=1):
         if not text.strip():
             continue
         try:
@@ -179,5 +181,5 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         if is_line(line):
             found.append(line)
         else:
-            n_damaged += number < len(texts)  # without a line break behind it, it is the torn last one
+            n_damaged += place < len(texts)  # without a line break behind it, it is the torn last one
     return found, n_damaged

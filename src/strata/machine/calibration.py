@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from strata.activations.harvest import forward_dtype
-from strata.config import SAEConfig, TrainConfig
+from strata.config import SAEConfig
 from strata.costs.step import Rates, SAEShape, StepSeconds, StepWork, step_work
+from strata.errors import UserError
 from strata.kernels.select import scores
 from strata.lm.flops import forward_flops_of
-from strata.lm.loading import chosen_device, load_tokenizer
+from strata.lm.loading import load_tokenizer
 from strata.lm.model import LanguageModel
 from strata.lm.precision import fast_dtype
 from strata.lm.text import open_texts
@@ -49,40 +50,62 @@ _TOKENISED = 100_000
 _PRODUCT = (4096, 384, 6144)  # rows, d_in, d_sae
 
 
-def calibrate(lm: LanguageModel | None, *, config: TrainConfig | None = None, progress: bool = True) -> Rates:
+def calibrate(
+    lm: LanguageModel | None,
+    *,
+    context_tokens: int = 256,
+    text_batch_size: int = 32,
+    lm_dtype: str = "auto",
+    device: str = "auto",
+    progress: bool = True,
+) -> Rates:
     """Measure this machine, and the truncated forward of a model, for some seconds; keeps and gives what was found.
 
     Nothing else should be running.
 
     Args:
-        lm: the language model whose forward is measured too; None is the embedded one.
-        config: the run that is planned: its sites, context and batch of texts, and the device.
+        lm: the language model whose forward is measured too; None is the embedded one, at its longest context at most.
+        context_tokens: length of the sequences of that forward.
+        text_batch_size: how many of them it takes at once.
+        lm_dtype: its precision, "auto", "fp32" or "bf16".
+        device: of the embedded model; another one is where it is.
         progress: say on stderr what is measured.
+
+    Raises:
+        UserError: the model takes no text of that length; nothing is measured then.
     """
-    config = config or TrainConfig()
-    device = chosen_device(config.device) if lm is None else lm.device
-    lm = LanguageModel("demo", device=device) if lm is None else lm
+    if lm is None:
+        lm = LanguageModel("demo", device=device)
+        context_tokens = min(context_tokens, lm.max_positions or context_tokens)
+    if lm.max_positions is not None and context_tokens > lm.max_positions:
+        raise UserError(
+            f"`context_tokens` must be at most {lm.max_positions}, the model's longest text. Got {context_tokens}."
+            " Lower it."
+        )
+    where = lm.device
     say("measuring this machine for some seconds; nothing else should be running ...", shown=progress)
-    before = read_calibration(device)
-    step, checks = fit_steps(time_steps(device), product_flops=1 / measure_product(device))
-    forwards, flops_per_second = measure_forwards(lm, config)
+    before = read_calibration(where)
+    step, checks = fit_steps(time_steps(where), product_flops=1 / measure_product(where))
+    forwards, flops_per_second = measure_forwards(
+        lm, context_tokens=context_tokens, text_batch_size=text_batch_size, lm_dtype=lm_dtype
+    )
     read, write = measure_disk()
     now = datetime.now(UTC).strftime("%Y-%m-%d")
     rates = Rates(
-        name=machine_name(device),
+        name=machine_name(where),
         kind="measured",
         source=f"measured on {now}",
         step=step,
         forward_flops_per_second=flops_per_second,
-        copy_bytes_per_second=measure_copy(device),
+        copy_bytes_per_second=measure_copy(where),
         disk_read_bytes_per_second=read,
         disk_write_bytes_per_second=write,
         tokenised_per_second=measure_tokenising(lm),
         memory_bytes=memory_bytes(),
-        device_bytes=device_bytes(device),
+        device_bytes=device_bytes(where),
     )
     found = Calibration(rates=rates, forwards={**(before.forwards if before else {}), **forwards}, checks=checks)
-    say(f"kept in {keep_calibration(found, device)}", shown=progress)
+    say(f"kept in {keep_calibration(found, where)}", shown=progress)
     return rates
 
 
@@ -157,14 +180,16 @@ def measure_product(device: torch.device) -> float:
     return 2 * n_rows * d_in * d_sae / statistics.median(times[_WARM_STEPS:])
 
 
-def measure_forwards(lm: LanguageModel, config: TrainConfig) -> tuple[dict[str, dict[int, float]], float]:
+def measure_forwards(
+    lm: LanguageModel, *, context_tokens: int, text_batch_size: int, lm_dtype: str
+) -> tuple[dict[str, dict[int, float]], float]:
     """Seconds per token of truncated forwards by `forward_key` and number of blocks, and FLOPs per second of the
     deepest.
     """
-    dtype = forward_dtype(lm, config.lm_dtype)
-    key = forward_key(lm, context_tokens=config.context_tokens, lm_dtype=config.lm_dtype)
+    dtype = forward_dtype(lm, lm_dtype)
+    key = forward_key(lm, context_tokens=context_tokens, lm_dtype=lm_dtype)
     generator = torch.Generator().manual_seed(0)
-    shape = (config.sae.text_batch_size, config.context_tokens)
+    shape = (text_batch_size, context_tokens)
     ids = torch.randint(lm.vocabulary_size, shape, generator=generator).to(lm.device)
     depths = sorted({max(1, lm.n_layers // 2), lm.n_layers})
     found: dict[int, float] = {}
@@ -176,7 +201,7 @@ def measure_forwards(lm: LanguageModel, config: TrainConfig) -> tuple[dict[str, 
         while len(times) < 3 or (sum(times) < _FORWARD_SECONDS and len(times) < 20):
             times.append(_seconds(forward, lm.device))
         found[depth] = statistics.median(times) / ids.numel()
-    flops = forward_flops_of(lm, [lm.sites[-1]], context_tokens=config.context_tokens)
+    flops = forward_flops_of(lm, [lm.sites[-1]], context_tokens=context_tokens)
     return {key: found}, flops / found[lm.n_layers]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from strata.amounts import powered, sized
 from strata.costs.growth import LARGEST
 from strata.costs.interpretation import Number, chosen_constants
 from strata.costs.pretraining import pretraining_flops
@@ -14,6 +15,7 @@ from strata.errors import UserError
 from strata.plan.argument import alternative_rows, entry, interpretation_rows, task_rows
 
 _WIDTH = 110
+_SMALLEST_MODEL = 1e5  # parameters; language models have more
 
 
 def against(
@@ -28,6 +30,8 @@ def against(
     active_parameters: Number | None = None,
     explainer_parameters: Number = 8e9,
     saes: Sequence[SAEShape] = (),
+    measuring_flops: Number | None = None,
+    n_settings: int = 1,
     constants: Mapping[str, Number] | None = None,
 ) -> dict[str, Any]:
     """What a plan costs next to pre-training, to explaining its features, and to steering without features.
@@ -38,39 +42,36 @@ def against(
         training_source: who says so, for the reader: `KnownTokens.source`, or "given".
         sae_flops: of all SAE steps.
         lm_flops: of the language model's passes.
-        n_features: F, latents of all SAEs together.
+        n_features: F, latents of all SAEs together; of a sweep those of one setting, which alone would be explained.
         forward_flops_per_token: f, as far as the deepest site.
         active_parameters: of a model with experts, those active for a token; they count as its size n everywhere here.
         explainer_parameters: e, of the model that explains, active ones.
         saes: their shapes; without them what needs k or the sites' number is left out.
+        measuring_flops: of held-out rows, finding groups and evaluating; None leaves them out of the training's price.
+        n_settings: of a sweep, whose SAEs are all in `sae_flops`.
         constants: values for some of `strata.costs.interpretation.CONSTANTS`, by name.
 
     Returns:
         Numbers and words that JSON can hold; FLOPs in FLOPs, sizes in parameters, shares as multiples of pre-training:
-        "subject", "training", "tasks", "interpretation" (with the model sizes at which each costs as much as
-        pre-training), "alternatives" (per concept), "constants".
+        "subject", "training" (with its "parts"), "tasks", "interpretation" (with the model sizes at which each costs as
+        much as pre-training), "alternatives" (per concept), "constants".
 
     Raises:
-        UserError: a number that is not positive and finite (`lm_flops` may be 0), fewer than two features, or a
-            constant that does not exist.
+        UserError: a number that is not positive and finite (`lm_flops` and `measuring_flops` may be 0), fewer than two
+            features, or a constant that does not exist.
     """
     size = subject_parameters if active_parameters is None else active_parameters
     _check(subject_parameters=subject_parameters, active_parameters=size, sae_flops=sae_flops, n_features=n_features,
            forward_flops_per_token=forward_flops_per_token, explainer_parameters=explainer_parameters)  # fmt: skip
-    if not (lm_flops >= 0 and math.isfinite(lm_flops)):
-        raise UserError(f"`lm_flops` must not be negative. Got {lm_flops}. Give 0 if a store is read.")
+    _check_at_least_0(lm_flops=lm_flops, measuring_flops=measuring_flops or 0.0)
     chosen = chosen_constants(constants or {})
     pretraining = None if training_tokens is None else pretraining_flops(size, training_tokens)
-    tasks = [
-        entry("language model's passes", lm_flops, "n", "as planned"),
-        entry("SAE steps", sae_flops, "n", "as planned"),
-        *task_rows(chosen, size, n_features, forward_flops_per_token, explainer_parameters, saes),
-    ]
+    parts = _parts(lm_flops, sae_flops, measuring_flops, n_settings)
+    training = float(sum(part["flops"] for part in parts))
+    tasks = list(task_rows(chosen, size, n_features, forward_flops_per_token, explainer_parameters, saes))
     interpretation = list(interpretation_rows(chosen, size, n_features, explainer_parameters, training_tokens))
-    alternatives = alternative_rows(
-        chosen, n_features, forward_flops_per_token, explainer_parameters, lm_flops, sae_flops
-    )
-    for row in (*tasks, *interpretation, *alternatives):
+    alternatives = alternative_rows(chosen, n_features, forward_flops_per_token, explainer_parameters, training)
+    for row in (*parts, *tasks, *interpretation, *alternatives):
         row["share"] = None if pretraining is None else row["flops"] / pretraining
     return {
         "subject": {
@@ -81,17 +82,28 @@ def against(
             "pretraining_flops": pretraining,
         },
         "n_features": float(n_features),
+        "n_settings": n_settings,
         "explainer_parameters": float(explainer_parameters),
         "forward_flops_per_token": float(forward_flops_per_token),
         "training": {
-            "flops": float(lm_flops + sae_flops),
-            "share": None if pretraining is None else (lm_flops + sae_flops) / pretraining,
+            "flops": training,
+            "share": None if pretraining is None else training / pretraining,
+            "parts": parts,
         },
         "tasks": tasks,
         "interpretation": interpretation,
         "alternatives": alternatives,
         "constants": [asdict(constant) for constant in chosen.values()],
     }
+
+
+def _parts(lm_flops: Number, sae_flops: Number, measuring: Number | None, n_settings: int) -> list[dict[str, Any]]:
+    """What the training itself consists of."""
+    steps = "SAE steps" if n_settings == 1 else f"SAE steps of {n_settings} settings"
+    parts = {"language model's passes": lm_flops, steps: sae_flops}
+    if measuring is not None:
+        parts["measuring and evaluating"] = measuring
+    return [entry(name, flops, "n", "as planned") for name, flops in parts.items()]
 
 
 def _check(**values: Number) -> None:
@@ -102,35 +114,44 @@ def _check(**values: Number) -> None:
             )
 
 
+def _check_at_least_0(**values: Number) -> None:
+    for name, value in values.items():
+        if not (value >= 0 and math.isfinite(value)):
+            raise UserError(f"`{name}` must not be negative. Got {value}. Give 0 if a store is read.")
+
+
 def render(found: Mapping[str, Any]) -> list[str]:
     """What `against` found, as lines of at most 110 characters."""
-    passes, steps, *tasks = found["tasks"]
-    together = {"name": "together", **found["training"]}
     pretraining, size = found["subject"]["pretraining_flops"], found["subject"]["active_parameters"]
     lines = ["Against the language model's own training", *_wrapped(_trained(found["subject"]))]
-    lines += [f"  {r['name']:<38}{_flops(r['flops']):>12}{_share(r['share']):>17}" for r in (passes, steps, together)]
+    training = [*found["training"]["parts"], {"name": "together", **found["training"]}]
+    lines += [f"  {r['name']:<38}{_flops(r['flops']):>12}{_percent(r['share']):>17}" for r in training]
     features, explainer = f"{found['n_features']:,.0f} features", _size(found["explainer_parameters"])
-    lines += ["", f"What interpretation would add: {features}, an explainer of {explainer} parameters"]
-    lines += [f"  {'':<38}{'FLOP':>12}{'of pre-training':>17}  grows as"]
-    lines += [f"  {r['name']:<38}{_flops(r['flops']):>12}{_share(r['share']):>17}  {r['growth']}" for r in tasks]
+    of_one = "" if found["n_settings"] == 1 else " of one setting"
+    lines += ["", f"What interpretation would add: {features}{of_one}, an explainer of {explainer} parameters"]
+    lines += [f"  {'':<38}{'FLOP':>12}{'× pre-training':>17}  grows as"]
+    lines += [
+        f"  {r['name']:<38}{_flops(r['flops']):>12}{_count(r['share']):>17}  {r['growth']}" for r in found["tasks"]
+    ]
     lines += ["", f"If everything is explained, in models of n parameters: here n = {_size(size)}, F = {features}"]
-    lines += [f"  {'':<38}{'FLOP here':>12}{'of pre-training':>17}  {'grows as':<12}cheaper than training (n^2)"]
+    lines += [f"  {'':<38}{'FLOP here':>12}{'× pre-training':>17}  {'grows as':<12}cheaper than training (n^2)"]
     for kind, title in (
         ("fixed", f"an explainer of {explainer} parameters"),
         ("equal", "an explainer as large as the model"),
     ):
         lines.append(f"  {title}")
         lines += [
-            f"    {r['name']:<36}{_flops(r['flops']):>12}{_share(r['share']):>17}  {r['growth']:<12}{_where(r)}"
+            f"    {r['name']:<36}{_flops(r['flops']):>12}{_count(r['share']):>17}  {r['growth']:<12}{_where(r)}"
             for r in found["interpretation"]
             if r["explainer"] == kind
         ]
+    lines += _wrapped("+: in addition to explaining each feature, whose price and crossing are in the rows above it.")
     lines += _wrapped(_constants_matter(found)) if pretraining else []
-    lines += ["", "Steering without features: what one direction costs, and how many the SAEs would pay for"]
-    lines += [f"  {'':<38}{'FLOP':>12}{'for the training':>18}{'and explanations':>20}"]
+    lines += ["", "Steering without features: the price of one direction, and how many of them could be had instead"]
+    lines += [f"  {'':<38}{'FLOP of one':>12}{'instead of SAEs':>18}{'SAEs and explaining':>22}"]
     lines += [
         f"  {r['name']:<38}{_flops(r['flops']):>12}{_count(r['for_training']):>18}"
-        f"{_count(r['for_training_and_explaining']):>20}"
+        f"{_count(r['for_training_and_explaining']):>22}"
         for r in found["alternatives"]
     ]
     return lines
@@ -143,7 +164,7 @@ def formulas(found: Mapping[str, Any]) -> list[str]:
     if subject["pretraining_flops"]:
         numbers = f"6·{subject['active_parameters']:.8g}·{subject['training_tokens']:.8g}"
         lines += _wrapped(f"pre-training: 6·n·D = {numbers} = {subject['pretraining_flops']:.4g}")
-    for row in (*found["tasks"], *found["interpretation"], *found["alternatives"]):
+    for row in (*found["training"]["parts"], *found["tasks"], *found["interpretation"], *found["alternatives"]):
         explainer = {"fixed": " (explainer given)", "equal": " (explainer as large as the model)"}
         name = row["name"] + explainer.get(row.get("explainer", ""), "")
         numbers = f"{row['formula']} = {row['numbers']}" if row["numbers"] else row["formula"]
@@ -157,7 +178,8 @@ def formulas(found: Mapping[str, Any]) -> list[str]:
 
 _SYMBOLS = (
     "n: parameters of the language model (those active for a token); D: tokens that it was trained on",
-    "F: latents of all SAEs; e: parameters of the explainer; L: sites; k: active latents per row",
+    "F: latents of all SAEs, of a sweep those of one setting; L: sites; k: active latents per row",
+    "e: parameters of the explainer",
     "f: FLOPs per token of a forward as far as the deepest site; E: FLOPs per token of all encoders, Σ 2·d_in·d_sae",
 )
 _ASSUMPTIONS = (
@@ -203,13 +225,12 @@ def _trained(subject: Mapping[str, Any]) -> str:
 def _constants_matter(found: Mapping[str, Any]) -> str:
     units = next(r for r in found["interpretation"] if r["explainer"] == "equal")
     if units["cheaper"] != "above":
-        return f"n^(5/3) is {units['cheaper']} the cheaper one with these constants, between 1 and {_size(LARGEST)}."
+        return f"n^(5/3) is {units['cheaper']} the cheaper one with these constants, as far as n = {_size(LARGEST)}."
     away = math.log10(units["size"] / found["subject"]["active_parameters"])
     side = "larger" if away > 0 else "smaller"
     return (
         f"The constants decide: n^(5/3) undercuts n^2 above n·(F·c·t/(3·D))^3 = {_size(units['size'])} parameters,"
-        f" {abs(away):.1f} orders of magnitude {side} than this model. They enter cubed: half the calls put it at"
-        f" {_size(units['size'] / 8)}."
+        f" {abs(away):.1f} orders of magnitude {side} than this model. They enter cubed: half the calls divide it by 8."
     )
 
 
@@ -218,10 +239,11 @@ def _where(row: Mapping[str, Any]) -> str:
     match row["cheaper"]:
         case None:
             return "?"
-        case "above" | "below":
-            return f"{row['cheaper']} {_size(row['size'])}"
+        case "above" | "below" as side:
+            nowhere = "any model" if side == "above" else "no model"
+            return f"{side} n = {_size(row['size'])}" + (f" ({nowhere})" if row["size"] < _SMALLEST_MODEL else "")
         case answer:
-            return f"{answer} ({'both grow alike' if row['alike'] else f'up to {_size(LARGEST)}'})"
+            return f"{answer} (both grow alike)" if row["alike"] else f"{answer}, as far as n = {_size(LARGEST)}"
 
 
 def _wrapped(text: str) -> Iterator[str]:
@@ -229,29 +251,29 @@ def _wrapped(text: str) -> Iterator[str]:
 
 
 def _flops(value: Number) -> str:
-    return f"{_scaled(value, 'kMGTPEZYRQ')}FLOP"
-
-
-def _scaled(value: Number, prefixes: str) -> str:
-    """Three digits and a prefix of thousands: 12.3 T."""
-    step = 0 if value < 1000 else min(int(math.log10(value * 1.0005) / 3), len(prefixes))
-    shown = value / 1000**step
-    digits = f"{shown:.3g}" if 1e-3 <= shown < 1000 else f"{shown:.2e}"
-    return f"{digits} {prefixes[step - 1] if step else ''}"
+    return sized(value, "FLOP")
 
 
 def _size(value: Number) -> str:
     """A count of parameters or tokens: 480 B; beyond a thousand trillions as a power of ten."""
-    return f"{value:.1e}" if value >= 1e15 else _scaled(value, "KMBT").strip()
+    if value >= 1e15:
+        return powered(value)
+    step = 0 if value < 1000 else min(int(math.log10(value * 1.0005) / 3), 4)
+    return f"{value / 1000**step:.3g} {'KMBT'[step - 1] if step else ''}".strip()
 
 
-def _share(share: float | None) -> str:
+def _percent(share: float | None) -> str:
     if share is None:
         return "?"
-    return f"{_count(share)} ×" if share >= 10 else f"{share:.3g} ×" if share >= 1 else f"{100 * share:.2g} %"
+    if share >= 1:
+        return f"{_count(share)} times it"
+    return f"{powered(100 * share) if 0 < share < 1e-6 else format(100 * share, '.2g')} %"
 
 
-def _count(value: Number) -> str:
-    if value < 1e7:
-        return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
-    return f"{value:.1e}"
+def _count(value: Number | None) -> str:
+    """A number of times, to three digits."""
+    if value is None:
+        return "?"
+    if value >= 1e7 or 0 < value < 1e-4:
+        return powered(value)
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"

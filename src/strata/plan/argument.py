@@ -68,14 +68,17 @@ def task_rows(
 def interpretation_rows(
     chosen: Mapping[str, Constant], size: Number, n_features: Number, explainer: Number, training_tokens: Number | None
 ) -> Iterator[dict[str, Any]]:
-    """Explaining features and pairs of them for models of all sizes, and where that costs as much as pre-training."""
+    """Explaining features for models of all sizes, and where that costs as much as pre-training.
+
+    Rows of pairs (their names begin with "+") cost what is done in addition to explaining each feature.
+    """
     c = {name: constant.value for name, constant in chosen.items()}
     pairs, every = partner_pairs(n_features), all_pairs(n_features)
     cases = (
         ("each feature, F ∝ n^(2/3)", "F·c·t", n_features, c["explain_calls"], Fraction(2, 3), None),
         ("each feature, F ∝ n", "F·c·t", n_features, c["explain_calls"], Fraction(1), None),
-        ("log2 F partners of each, F ∝ n", "F·log2(F)·p·t", pairs, c["pair_calls"], Fraction(1), n_features),
-        ("every pair, F ∝ n", "F·F·p·t", every, c["pair_calls"], Fraction(2), None),
+        ("+ log2 F partners of each, F ∝ n", "F·log2(F)·p·t", pairs, c["pair_calls"], Fraction(1), n_features),
+        ("+ every pair, F ∝ n", "F·F·p·t", every, c["pair_calls"], Fraction(2), None),
     )
     for kind, parameters, extra in (("fixed", explainer, 0), ("equal", size, 1)):
         for name, formula, n_units, calls, exponent, features in cases:
@@ -100,12 +103,10 @@ def _where(law: Law, training_tokens: Number | None) -> dict[str, Any]:
 
 
 def alternative_rows(
-    chosen: Mapping[str, Constant], n_features: Number, forward: Number, explainer: Number, lm_flops: Number,
-    sae_flops: Number,
+    chosen: Mapping[str, Constant], n_features: Number, forward: Number, explainer: Number, training: Number,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The price of one direction to steer along, and how many of them these SAEs and their explanations would pay."""
     c = {name: constant.value for name, constant in chosen.items()}
-    training = lm_flops + sae_flops
     calls, tokens = c["explain_calls"], c["call_tokens"]
     explaining = explanation_flops(1, calls=calls, call_tokens=tokens, explainer_parameters=explainer)
     rows = [

@@ -26,8 +26,9 @@ def plan_collecting(config: CollectConfig, options: PlanOptions, rates: Rates) -
     """All numbers of a collection's plan, and its text.
 
     Raises:
-        UserError: whatever in the description cannot be done.
+        UserError: whatever in the description cannot be done, or an option for trainings alone.
     """
+    options.check_for("collect")
     whole = config.n_tokens == "all"
     lm = outline(config.model, trust_remote_code=config.trust_remote_code, tokenizer=whole)
     sites = chosen_sites(lm, config.sites)

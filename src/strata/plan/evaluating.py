@@ -1,20 +1,21 @@
 """The plan of `strata evaluate`: the passes over held-out text that runs ask for."""
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from strata.amounts import prefixed
-from strata.costs.memory import training_memory
 from strata.costs.step import Rates, SAEShape
 from strata.errors import UserError
 from strata.evaluate_config import EvaluateConfig
 from strata.lm.outline import outline
-from strata.plan.measuring import evaluation_flops, evaluation_seconds
+from strata.plan.measuring import evaluation_flops, evaluation_seconds, held_out_text_seconds
 from strata.plan.model import Model
 from strata.plan.pricing import START_SECONDS
 from strata.plan.quote import Quote
-from strata.plan.room import placed, too_large
+from strata.plan.room import evaluating_memory, placed, too_large
 from strata.plan.saes import PlannedSAE
 from strata.plan.tables import listed, parts_table, quotes_table, wrapped
 from strata.plan_config import PlanOptions
@@ -33,8 +34,10 @@ def plan_evaluating(config: EvaluateConfig, options: PlanOptions, rates: Rates) 
     """All numbers of an evaluation's plan, and its text.
 
     Raises:
-        UserError: a folder that is no run's, or whatever in the description cannot be done.
+        UserError: a folder that is no run's, whatever in the description cannot be done, or an option for trainings
+            alone.
     """
+    options.check_for("evaluate")
     quotes = [_quote(Path(run), config, options, rates) for run in config.runs]
     assumed = rates.kind == "assumed"
     lines = [
@@ -55,7 +58,7 @@ def plan_evaluating(config: EvaluateConfig, options: PlanOptions, rates: Rates) 
 
 
 def run_record(folder: Path) -> dict[str, Any]:
-    """The run.json of a finished run.
+    """The run.json of a run.
 
     Raises:
         UserError: there is none, it is damaged, or it lacks what a plan needs.
@@ -63,58 +66,111 @@ def run_record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        _ = record["config"]["sae"], record["config"]["model"], record["layer_rows"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"`runs` must be folders of finished runs. {folder} has no run.json of one. Give e.g. runs/demo-stdlib."
         ) from error
+    config = record.get("config") if isinstance(record, dict) else None
+    needed = {"config": config, **{f"config.{key}": _of(config, key) for key in ("model", "context_tokens", "sae")}}
+    missing = next((key for key, value in needed.items() if not value), None)
+    if missing is not None:
+        raise UserError(f"`runs` must have a whole run.json. {path} lacks `{missing}`. Train the run again.")
     return record
 
 
-def run_saes(record: dict[str, Any], widths: dict[str, int]) -> list[PlannedSAE]:
-    """The SAEs of a run: as its record names them, else (of an older one) by the settings that they have in common.
+def run_saes(folder: Path, record: dict[str, Any], *, d_in: Callable[[str], int]) -> list[PlannedSAE]:
+    """The SAEs of a run: as its record names them, else (of an older one) as their folders do, else by its settings.
 
     Args:
+        folder: of the run.
         record: its run.json.
-        widths: of the sites.
+        d_in: gives a site's width.
+
+    Raises:
+        UserError: a run of transcoders or one that is not finished, or none of these says what an SAE is.
     """
-    sae, named = record["config"]["sae"], record.get("saes") or {}
-    found = []
-    for key, rows in record["layer_rows"].items():
-        sites, one = tuple(rows), named.get(key, {})
-        d_in = one.get("d_in", widths[sites[0]])
-        d_sae = one.get("d_sae", sae["expansion_factor"] * d_in)
-        found.append(PlannedSAE(sites=sites, shape=SAEShape(d_in=d_in, d_sae=d_sae, k=one.get("k", sae["k"]))))
-    return found
+    named, rows = record.get("saes") or {}, record.get("layer_rows") or {}
+    target = record["config"].get("target_site", "same")
+    if target != "same":
+        raise UserError(
+            f"`runs` must hold SAEs. {folder} holds a transcoder to {target}, which `strata evaluate` leaves out. Give"
+            " another run."
+        )
+    if not rows and not record.get("dead"):
+        raise UserError(
+            f"`runs` must be finished. {folder / 'run.json'} names no SAEs (status: {record.get('status', 'unknown')})."
+            " Go on with strata train --resume."
+        )
+    settings = record["config"]["sae"]
+    return [
+        _run_sae(folder / "sae" / key, named.get(key) or {}, settings, sites=tuple(rows.get(key) or ()), d_in=d_in)
+        for key in rows or record["dead"]
+    ]
+
+
+def _run_sae(
+    folder: Path,
+    known: dict[str, Any],
+    settings: dict[str, Any],
+    *,
+    sites: tuple[str, ...],
+    d_in: Callable[[str], int],
+) -> PlannedSAE:
+    """One of them. Gates that are written as JumpReLU have lost their k: it is that of the settings."""
+    if not sites or not {"d_in", "d_sae", "k"} <= known.keys():
+        written = _written(folder)
+        site = _of(written.get("metadata"), "site")
+        sites = sites or tuple(written.get("sites") or ([site] if site else []))
+        known = {"k": settings.get("k"), **written, **known}
+    if sites and "d_sae" not in known and "expansion_factor" in settings:
+        width = d_in(sites[0])
+        known |= {"d_in": width, "d_sae": settings["expansion_factor"] * width}
+    missing = ([] if sites else ["site"]) + [key for key in ("d_in", "d_sae", "k") if not known.get(key)]
+    if missing:
+        raise UserError(
+            f"`runs` must say what their SAEs are. Neither run.json nor {folder} tells the {missing[0]}. Train the run"
+            " again."
+        )
+    shape = SAEShape(d_in=known["d_in"], d_sae=known["d_sae"], k=known["k"], n_sites=len(sites))
+    return PlannedSAE(sites=sites, shape=shape)
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    """What an SAE's folder, or a group's, says of it; nothing where it says nothing."""
+    for name in ("group.json", "cfg.json"):
+        with suppress(OSError, ValueError):
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _of(content: Any, key: str) -> Any:
+    return content.get(key) if isinstance(content, dict) else None
 
 
 def _quote(folder: Path, config: EvaluateConfig, options: PlanOptions, rates: Rates) -> Quote:
     record = run_record(folder)
     described = record["config"]
     lm = outline(described["model"], trust_remote_code=config.trust_remote_code)
+    saes = run_saes(folder, record, d_in=lm.d_in)
     model = Model.of(lm, context_tokens=described["context_tokens"], lm_dtype=config.lm_dtype, device=config.device,
                      on_device=rates.device_bytes > 0)  # fmt: skip
-    sites = list(dict.fromkeys(site for rows in record["layer_rows"].values() for site in rows))
-    saes = run_saes(record, {site: lm.d_in(site) for site in sites})
+    n_sites = len({site for sae in saes for site in sae.sites})
     flops, encoding = evaluation_flops(model, saes)
-    n_forward_tokens = described["sae"].get("text_batch_size", 32) * described["context_tokens"]
-    n_read = sum(lm.d_in(site) for site in sites)
+    batch_tokens = described["sae"].get("text_batch_size", 32) * described["context_tokens"]
     weights = 4.0 * sum(2 * sae.shape.d_in * sae.shape.d_sae for sae in saes)
-    memory = training_memory(
-        [], batch_size=n_forward_tokens, weight_bytes=model.weight_bytes + weights,
-        forward_bytes=model.forward_bytes(n_tokens=n_forward_tokens, n_numbers=n_read, logits=True),
-        row_bytes=4.0 * n_read, buffer_rows=n_forward_tokens,
-    )  # fmt: skip
+    memory = evaluating_memory(model, saes, n_tokens=config.n_tokens, batch_tokens=batch_tokens, examples=False)
     ram, device = placed(memory, "stream", rates)
     seconds = {
         "start": START_SECONDS + (model.weight_bytes + weights) / rates.disk_read_bytes_per_second,
+        "held-out text": held_out_text_seconds(rates, n_tokens=config.n_tokens),
         "evaluation": evaluation_seconds(model, saes, rates, n_tokens=config.n_tokens),
     }
     per_hour = options.price_per_hour
     return Quote(
-        name=f"{folder.name} ({prefixed(model.n_parameters)})", source="stream", n_saes=len(saes), n_sites=len(sites),
+        name=f"{folder.name} ({prefixed(model.n_parameters)})", source="stream", n_saes=len(saes), n_sites=n_sites,
         lm_flops=None if flops is None else config.n_tokens * flops, sae_flops=config.n_tokens * encoding,
-        n_bytes=config.n_tokens / n_forward_tokens * (model.weight_bytes + weights),
+        n_bytes=config.n_tokens / batch_tokens * (model.weight_bytes + weights),
         ram_bytes=ram, device_bytes=device, disk_bytes={}, seconds=seconds,
         price_per_second=None if per_hour == "none" else per_hour / 3600,
         excesses=too_large(ram, device, {}, rates, free_bytes=None),

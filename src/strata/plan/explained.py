@@ -12,7 +12,8 @@ LM FLOP: tokens · Σ over blocks to the deepest site of (2·P + 4·C·H·d_head
 experts the active ones), C the context, attention counted in full. Streaming pays it in every epoch, a store or
 memory once. A multiplication and its addition are two FLOPs.
 
-SAE FLOP: rows · Σ over SAEs of (2·d·h + 10·k·d), h latents of which k fire. Revival of dead latents is not in
+SAE FLOP: rows · Σ over SAEs of (2·d·h + 10·k·d), h latents of which k fire; of a transcoder to d_out numbers
+2·d·h + 4·k·d + 6·k·d_out, with a skip connection 4·d·d_out more. Revival of dead latents is not in
 it, nor is the optimiser; both are in the seconds.
 
 moved B: per step of an SAE 8 bytes a score, 20·k·d per row for what fired, 44 bytes a weight, 20 bytes a number
@@ -38,6 +39,10 @@ token one whole pass, one from each site on with zeros, one from each site on pe
 break-even: streaming costs 2P/R seconds a token, P parameters below the sites (half of the forward's FLOPs), R
 FLOP/s; reading costs b/D, b = d·bytes, D the disk's bandwidth: equal at P = b·R/(2·D). With writing at W and n
 passes: P = b·R/2·(1/W + n/D)/(n − 1).
+
+against pre-training: measuring and evaluating are the held-out rows' forward and encodings, the evaluation, a
+pass for each setting's examples, and finding groups. Of a sweep all settings are trained, and the features
+of one (its widest) are counted as F.
 
 groups: every SAE sees as many rows as one of a single layer and the language model's pass is the same, so that
 only the SAEs' work falls, in proportion to their number.

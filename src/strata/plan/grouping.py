@@ -26,8 +26,9 @@ def plan_grouping(config: GroupsConfig, options: PlanOptions, rates: Rates) -> t
     """All numbers of a measurement's plan, and its text.
 
     Raises:
-        UserError: whatever in the description cannot be done.
+        UserError: whatever in the description cannot be done, or an option for trainings alone.
     """
+    options.check_for("groups")
     quote, name = _stored(config, options, rates) if config.from_store() else _streamed(config, options, rates)
     assumed = rates.kind == "assumed"
     lines = [

@@ -9,6 +9,9 @@ from strata.plan.model import Model
 from strata.plan.saes import PlannedSAE, works
 from strata.plan.subject import Subject
 
+_CHOICE = 32  # tokens read for each that is taken (strata.evaluate.held_out_text)
+_SINK_ROWS = 4096  # read before examples are looked for (strata.evaluate.examples)
+_LOSS_BYTES = 44  # per logit: picked 8, their log-softmax 16, the divergence 12, the log-softmax's copy or sum 8
 GROUPING_TOKENS = 100_000
 """Rows on which `--groups auto` measures layers (`strata.groups.of_run`)."""
 
@@ -24,7 +27,7 @@ def evaluation_flops(model: Model, saes: Sequence[PlannedSAE]) -> tuple[float | 
         saes: all that are evaluated; a group's SAE at each of its sites.
     """
     n_here = Counter(site for sae in saes for site in sae.sites)
-    encoding = sum(2.0 * sae.shape.d_in * sae.shape.d_sae * len(sae.sites) for sae in saes)
+    encoding = sum(_encoding_flops(sae) for sae in saes)
     encoding *= 2 if len(n_here) > 1 else 1  # alone, and with all
     return model.once(("evaluation", *n_here.items()), lambda: _passes(model, n_here)), encoding
 
@@ -42,12 +45,63 @@ def _passes(model: Model, n_here: Counter[str]) -> float | None:
 
 
 def evaluation_seconds(model: Model, saes: Sequence[PlannedSAE], rates: Rates, *, n_tokens: int) -> float | None:
-    """Of evaluating SAEs on some held-out tokens; None where the language model is not known."""
+    """Of evaluating SAEs on some held-out tokens, their losses among it; None where the language model is not known."""
     flops, encoding = evaluation_flops(model, saes)
     per_flop = model.seconds_per_flop(rates)
     if flops is None or per_flop is None:
         return None
-    return n_tokens * (flops * per_flop + encoding * rates.step.product_flops)
+    n_here = Counter(site for sae in saes for site in sae.sites)
+    n_passes = 1 + len(n_here) + sum(n_here.values()) + (max(n_here.values()) if len(n_here) > 1 else 0)
+    losses = n_passes * model.n_scores * _LOSS_BYTES / rates.copy_bytes_per_second
+    return n_tokens * (flops * per_flop + _encoding_seconds(encoding, saes, rates) + losses)
+
+
+def report_seconds(
+    model: Model, saes: Sequence[PlannedSAE], rates: Rates, *, n_tokens: int, targets: Sequence[str]
+) -> dict[str, float | None]:
+    """Of what follows a training, by part: reading held-out text, evaluating on it, and finding features' examples.
+    The page itself takes no time to speak of.
+
+    Args:
+        model: the language model.
+        saes: all that were trained.
+        rates: of the machine.
+        n_tokens: of the held-out text.
+        targets: sites that transcoders predict: they are compared on rows, without any changed pass.
+    """
+    sites = [site for sae in saes for site in sae.sites]
+    forward, both = model.forward_seconds(sites, rates), model.forward_seconds([*sites, *targets], rates)
+    if forward is None or both is None:
+        return {"evaluation": None}
+    n_suites = max(Counter(sites).values())
+    encoding = _encoding_seconds(sum(_encoding_flops(sae) for sae in saes), saes, rates)
+    evaluated = (
+        n_tokens * (len(saes) * both + encoding)
+        if targets
+        else evaluation_seconds(model, saes, rates, n_tokens=n_tokens)
+    )
+    return {
+        "held-out text": held_out_text_seconds(rates, n_tokens=n_tokens),
+        "evaluation": evaluated,
+        "examples": n_suites * (n_tokens + min(n_tokens, _SINK_ROWS)) * forward + n_tokens * encoding,
+    }
+
+
+def held_out_text_seconds(rates: Rates, *, n_tokens: int) -> float:
+    """Of reading held-out text: many more tokens than are taken, so that they come from many documents."""
+    return _CHOICE * n_tokens / rates.tokenised_per_second
+
+
+def _encoding_flops(sae: PlannedSAE) -> float:
+    """Per token at all its sites."""
+    return 2.0 * sae.shape.d_in * sae.shape.d_sae * len(sae.sites)
+
+
+def _encoding_seconds(flops: float, saes: Sequence[PlannedSAE], rates: Rates) -> float:
+    """Per token, of so many FLOPs of encoding with SAEs: the product, and looking at each of its scores."""
+    once = sum(_encoding_flops(sae) for sae in saes)
+    n_scores = sum(sae.shape.d_sae * len(sae.sites) for sae in saes) * flops / once
+    return flops * rates.step.product_flops + n_scores * rates.step.n_scores
 
 
 def held_out_seconds(subject: Subject, saes: Sequence[PlannedSAE], rates: Rates) -> float | None:
@@ -71,7 +125,8 @@ def held_out_seconds(subject: Subject, saes: Sequence[PlannedSAE], rates: Rates)
     every = Duration.parse(config.held_out_every, setting="held_out_every")
     step = max(1, every.steps(n_steps=subject.n_steps, batch_size=config.sae.batch_size))
     n_times = min(subject.n_steps // step + 1, subject.n_steps // config.log_every_steps + 1)
-    return config.held_out_rows * forward + n_times * (encoding + copies)
+    reading = held_out_text_seconds(rates, n_tokens=config.held_out_rows) if subject.store is None else 0.0
+    return reading + config.held_out_rows * forward + n_times * (encoding + copies)
 
 
 def grouping_seconds(model: Model, layers: Sequence[str], rates: Rates, *, n_tokens: int, d_in: int) -> float | None:

@@ -75,22 +75,25 @@ class Model:
             self._known[key] = find()
         return self._known[key]
 
-    def forward_bytes(self, *, n_tokens: int, n_numbers: int, logits: bool = False) -> float:
+    def forward_bytes(self, *, n_tokens: int, n_numbers: int) -> float:
         """Memory of one pass beside the weights; 0 where the model is not known.
 
         Args:
             n_tokens: of the pass.
             n_numbers: of a token's activations at all sites that are read.
-            logits: it goes on to the scores of the vocabulary.
         """
         if self.lm is None:
             return 0.0
         lm, size = self.lm, float(self.itemsize)
-        alone = self.once(
-            ("bytes", n_tokens, logits),
-            lambda: forward_bytes(lm, tokens=n_tokens, logits=logits, number_bytes=size),
-        )
+        alone = self.once(("bytes", n_tokens), lambda: forward_bytes(lm, tokens=n_tokens, number_bytes=size))
         return alone + n_tokens * size * n_numbers
+
+    @property
+    def n_scores(self) -> int:
+        """Of the vocabulary, for each token; 0 where the model gives none or is not known."""
+        if self.lm is None or self.lm.model.get_output_embeddings() is None:
+            return 0
+        return self.lm.vocabulary_size
 
     def n_blocks(self, sites: Sequence[str]) -> int:
         """How many blocks are run for the deepest of some sites; all for one outside them."""

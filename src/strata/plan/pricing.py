@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from strata.costs.step import Rates
-from strata.plan.measuring import GROUPING_TOKENS, evaluation_seconds, grouping_seconds, held_out_seconds
+from strata.plan.measuring import GROUPING_TOKENS, grouping_seconds, held_out_seconds, report_seconds
 from strata.plan.quote import COLLECTING, Quote
 from strata.plan.room import STORE_HELD_OUT, disk_of, memory_of, placed, too_large
 from strata.plan.rows import RowShape, Source, copied_bytes, row_shape, waiting_seconds
@@ -105,8 +105,9 @@ class Pricing:
             parts[part] = None if spent is None else trained_rows * spent
         parts["SAE steps"] = subject.n_steps * step_seconds(on_this, rates, batch_size=config.sae.batch_size)
         parts["held-out rows"] = held_out_seconds(subject, saes, rates)
-        if config.report and not subject.targets:
-            parts["evaluation"] = evaluation_seconds(subject.model, saes, rates, n_tokens=config.held_out_tokens)
+        if config.report:
+            parts |= report_seconds(subject.model, saes, rates, n_tokens=config.held_out_tokens,
+                                    targets=subject.targets)  # fmt: skip
         if exists and subject.model.lm is None:  # without the model it is not evaluated, and the run goes on
             parts = {part: spent for part, spent in parts.items() if spent is not None}
         return parts

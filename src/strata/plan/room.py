@@ -5,8 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from strata.collect_config import CollectConfig
-from strata.costs.memory import checkpoint_bytes, folder_bytes, training_memory
+from strata.costs.memory import (
+    checkpoint_bytes,
+    evaluation_memory,
+    evaluation_pieces,
+    examples_memory,
+    folder_bytes,
+    training_memory,
+)
 from strata.costs.step import Rates, SAEShape
+from strata.plan.model import Model
 from strata.plan.quote import Excess
 from strata.plan.rows import RowShape, Source
 from strata.plan.saes import PlannedSAE
@@ -18,6 +26,7 @@ _BUFFER_ROWS = 65_536  # strata.activations.stream
 _WINDOWS, _WINDOW_BLOCKS = 3, 16  # of a store, in memory at once (strata.activations.store_reading)
 _BLOCK_BYTES, _BLOCK_BYTES_OF_ALL_SITES = 2**22, 2**25  # strata.activations.store_plan
 _COUNTED_TOKEN_BYTES = 6  # id and two masks of a text that is kept as tokens
+_TARGET_COPIES = 5  # of a transcoder's target: itself, predicted, both without sinks, their difference
 _ON_HOST = ("process", "tokens")
 
 Parts = dict[str, float]
@@ -25,7 +34,7 @@ Parts = dict[str, float]
 
 
 def memory_of(subject: Subject, shape: RowShape, source: Source, saes: Sequence[PlannedSAE], *, exists: bool) -> Parts:
-    """Memory at the peak, by part. A store is first collected, then trained on: the larger of the two.
+    """Memory at the peak, by part: of a store's collecting, the training or its evaluation, whichever takes most.
 
     Args:
         subject: the training.
@@ -34,6 +43,64 @@ def memory_of(subject: Subject, shape: RowShape, source: Source, saes: Sequence[
         saes: that one device trains.
         exists: the store is there already.
     """
+    phases = [_training(subject, shape, source, saes)]
+    if source not in ("stream", "collected") and not exists:
+        phases.append(_with_model(subject, shape, [], buffer_rows=min(_buffer_rows(subject), subject.n_rows)))
+    config = subject.config
+    if config.report and subject.model.lm is not None:
+        batch_tokens = config.sae.text_batch_size * config.context_tokens
+        phases.append(
+            evaluating_memory(subject.model, saes, n_tokens=config.held_out_tokens, batch_tokens=batch_tokens,
+                              examples=True)
+        )  # fmt: skip
+    return max(phases, key=lambda parts: sum(parts.values()))
+
+
+def evaluating_memory(
+    model: Model, saes: Sequence[PlannedSAE], *, n_tokens: int, batch_tokens: int, examples: bool
+) -> Parts:
+    """Memory at the peak of an evaluation, by part.
+
+    Args:
+        model: the language model.
+        saes: all that are evaluated.
+        n_tokens: of held-out text.
+        batch_tokens: of its batches.
+        examples: those of features are looked for, too.
+    """
+    shapes = [sae.shape for sae in saes]
+    batch_tokens = min(batch_tokens, n_tokens)
+    n_numbers = sum({site: sae.shape.d_in for sae in saes for site in sae.sites}.values())
+    piece, n_pieces = evaluation_pieces(
+        n_tokens, batch_tokens=batch_tokens, context_tokens=model.context_tokens, vocabulary_size=model.n_scores
+    )
+    # What blocks gave is kept for the passes that begin behind them, that of the piece before with it.
+    kept = n_numbers * min(2, n_pieces)
+    phases = [
+        evaluation_memory(
+            shapes, weight_bytes=model.weight_bytes,
+            forward_bytes=model.forward_bytes(n_tokens=piece, n_numbers=kept), piece_tokens=piece, n_pieces=n_pieces,
+            vocabulary_size=0 if all(shape.d_out for shape in shapes) else model.n_scores,
+            number_bytes=float(model.itemsize),
+        )
+    ]  # fmt: skip
+    forward = model.forward_bytes(n_tokens=batch_tokens, n_numbers=n_numbers)
+    if examples:
+        phases.append(
+            examples_memory(shapes, weight_bytes=model.weight_bytes, forward_bytes=forward, batch_tokens=batch_tokens)
+        )
+    rows = max((n_tokens * 4.0 * (2 * one.d_in + _TARGET_COPIES * one.d_out) for one in shapes if one.d_out), default=0)
+    if rows:  # transcoders are compared on all held-out rows at once
+        passing = evaluation_memory(
+            shapes, weight_bytes=model.weight_bytes, forward_bytes=forward, piece_tokens=batch_tokens, n_pieces=1,
+            vocabulary_size=0,
+        )  # fmt: skip
+        phases.append({**passing, "rows": rows})
+    return max(phases, key=lambda parts: sum(parts.values()))
+
+
+def _training(subject: Subject, shape: RowShape, source: Source, saes: Sequence[PlannedSAE]) -> Parts:
+    """At the peak of a training on rows that come from somewhere."""
     shapes = [sae.shape for sae in saes]
     if source == "stream":
         n_rows = subject.n_rows * subject.config.sae.num_epochs
@@ -41,7 +108,7 @@ def memory_of(subject: Subject, shape: RowShape, source: Source, saes: Sequence[
                            n_counted=subject.n_rows if subject.config.n_tokens == "all" else 0)  # fmt: skip
     if source == "collected":
         return _with_model(subject, shape, shapes, kept_rows=subject.n_rows)
-    training = training_memory(
+    return training_memory(
         shapes,
         batch_size=subject.config.sae.batch_size,
         weight_bytes=0.0,
@@ -49,10 +116,6 @@ def memory_of(subject: Subject, shape: RowShape, source: Source, saes: Sequence[
         row_bytes=4.0 * shape.n_numbers,
         buffer_rows=min(subject.n_rows, _window_rows(shape, source)),
     )
-    if exists:
-        return training
-    collecting = _with_model(subject, shape, [], buffer_rows=min(_buffer_rows(subject), subject.n_rows))
-    return max(training, collecting, key=lambda parts: sum(parts.values()))
 
 
 def placed(memory: Parts, source: Source, rates: Rates) -> tuple[Parts, Parts]:

@@ -32,7 +32,12 @@ class PlannedSAE:
 
 
 def planned_sae(
-    config: SAEConfig, sites: Sequence[str], widths: Mapping[str, int], *, target_site: str | None = None
+    config: SAEConfig,
+    sites: Sequence[str],
+    widths: Mapping[str, int],
+    *,
+    target_site: str | None = None,
+    skip: bool = False,
 ) -> PlannedSAE:
     """What a config makes of some sites.
 
@@ -41,6 +46,7 @@ def planned_sae(
         sites: one, or those of a group.
         widths: of every site.
         target_site: of a transcoder.
+        skip: a transcoder with a skip connection.
 
     Raises:
         UserError: k is larger than the number of latents.
@@ -53,13 +59,17 @@ def planned_sae(
         architecture=config.architecture,
         n_sites=len(sites),
         d_out=None if target_site is None else widths[target_site],
+        skip=skip,
     )
     return PlannedSAE(sites=tuple(sites), shape=shape, revives=config.revival_method() not in _WITHOUT_TERM)
 
 
 def planned_saes(assignments: Mapping[str, Assignment], widths: Mapping[str, int]) -> list[PlannedSAE]:
     """Those of a training; see `planned_sae`."""
-    return [planned_sae(one.config, one.sites, widths, target_site=one.target_site) for one in assignments.values()]
+    return [
+        planned_sae(one.config, one.sites, widths, target_site=one.target_site, skip=one.skip)
+        for one in assignments.values()
+    ]
 
 
 def layer_saes(

@@ -78,32 +78,63 @@ def quotes_table(
 
 
 def groups_table(ways: Ways, *, assumed: bool) -> list[str]:
-    """SAEs on all layers, by their number: work, memory, and time for each number of devices."""
+    """SAEs on all layers, by their number: work, memory and disk, time for each number of devices, from how many on it
+    fits.
+
+    What has no room in 120 columns is left out, and a line says so.
+    """
     shown = [ways.groups[k] for k in shown_groups(max(ways.groups))]
     whole = ways.groups[max(ways.groups)][0]
     counts = [quote.n_devices for quote in shown[0]]
     counts = counts if len(counts) <= _MOST_DEVICE_COLUMNS else [*counts[: _MOST_DEVICE_COLUMNS - 1], counts[-1]]
-    with_device, few = any(quotes[0].device_bytes for quotes in shown), len(counts) < 3
-    memory = "device B" if with_device else "RAM B"
-    header = ["all layers", "SAE FLOP", *(["all FLOP"] if few else []), "of per-layer", memory]
-    header += [f"{n} device{'s' if n > 1 else ''}" for n in counts] if len(counts) > 1 else ["time"]
-    header += [*(["price of 1"] if whole.price is not None else []), "fits"]
-    all_of = None if whole.lm_flops is None else whole.lm_flops + whole.sae_flops
-    rows = []
-    for quotes in shown:
-        one = quotes[0]
-        together = None if one.lm_flops is None else one.lm_flops + one.sae_flops
-        rows.append([
-            one.name,
-            prefixed(one.sae_flops),
-            *([prefixed(together)] if few else []),
-            share(None if together is None or not all_of else together / all_of),
-            _total(one.device_bytes if with_device else one.ram_bytes),
-            *(timed(quote.total_seconds, assumed=assumed) for quote in quotes if quote.n_devices in counts),
-            *([_money(one.price, assumed=assumed)] if whole.price is not None else []),
-            "yes" if one.fits else "no",
-        ])  # fmt: skip
-    return aligned(header, rows)
+    ones = [quotes[0] for quotes in shown]
+    on_one = " on 1" if len(counts) > 1 else ""
+    columns = {"all layers": [one.name for one in ones], "SAE FLOP": [prefixed(one.sae_flops) for one in ones]}
+    columns |= {"all FLOP": [prefixed(_all_flops(one)) for one in ones]}
+    columns |= {"of per-layer": [share(_ratio(_all_flops(one), _all_flops(whole))) for one in ones]}
+    columns |= {"moved B": [prefixed(one.n_bytes) for one in ones]}
+    columns |= {f"RAM B{on_one}": [_total(one.ram_bytes) for one in ones]}
+    if any(one.device_bytes for one in ones):
+        columns |= {f"device B{on_one}": [_total(one.device_bytes) for one in ones]}
+    columns |= {"disk B": [_total(one.disk_bytes) for one in ones]}
+    for n in counts:
+        title = f"{n} device{'s' if n > 1 else ''}" if on_one else "time"
+        quotes = [next(quote for quote in each if quote.n_devices == n) for each in shown]
+        columns[title] = [timed(quote.total_seconds, assumed=assumed) for quote in quotes]
+    if whole.price is not None:
+        columns[f"price{on_one}"] = [_money(one.price, assumed=assumed) for one in ones]
+    columns["fits"] = [_fitting(quotes) for quotes in shown]
+    ram = f"RAM B{on_one}" if any(one.device_bytes for one in ones) else ""
+    return _narrowed(columns, ("moved B", "disk B", ram, f"price{on_one}", "SAE FLOP"))
+
+
+def _all_flops(quote: Quote) -> float | None:
+    return None if quote.lm_flops is None else quote.lm_flops + quote.sae_flops
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole
+
+
+def _fitting(quotes: Sequence[Quote]) -> str:
+    """From how many devices on a way fits."""
+    fewest = next((quote.n_devices for quote in quotes if quote.fits), None)
+    return "no" if fewest is None else "yes" if fewest == 1 else f"from {fewest}"
+
+
+def _narrowed(columns: Mapping[str, Sequence[str]], spare: Sequence[str]) -> list[str]:
+    """A table without as many of the spare columns as make it fit, the first of them first, and a line that says so."""
+    columns, left_out = dict(columns), []
+
+    def table() -> list[str]:
+        return aligned(list(columns), list(zip(*columns.values(), strict=True)))
+
+    for name in spare:
+        if len(table()[1]) <= WIDTH:
+            break
+        if columns.pop(name, None) is not None:
+            left_out.append(name)
+    return [*table(), *(wrapped(f"No room for {', '.join(left_out)}: `--json FILE` has them.") if left_out else [])]
 
 
 def parts_table(quotes: Sequence[Quote], *, assumed: bool) -> list[str]:

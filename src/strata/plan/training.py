@@ -7,8 +7,10 @@ from strata.amounts import prefixed, sized
 from strata.config import TrainConfig
 from strata.costs.pretraining import known_training_tokens
 from strata.costs.step import Rates
+from strata.durations import Duration
 from strata.plan.against import against, formulas, render
 from strata.plan.explained import explanation
+from strata.plan.measuring import GROUPING_TOKENS, evaluation_flops
 from strata.plan.predicted import source_of
 from strata.plan.pricing import Pricing
 from strata.plan.quote import Quote
@@ -74,7 +76,7 @@ def described(subject: Subject) -> dict[str, Any]:
         "sites": {site: subject.widths[site] for site in subject.sites},
         "saes": [
             {"sites": list(sae.sites), "d_in": sae.shape.d_in, "d_sae": sae.shape.d_sae, "k": sae.shape.k,
-             "architecture": sae.shape.architecture}
+             "architecture": sae.shape.architecture, "d_out": sae.shape.d_out, "skip": sae.shape.skip}
             for sae in subject.saes
         ],
         "n_rows": subject.n_rows,
@@ -111,7 +113,9 @@ def _headline(subject: Subject, rates: Rates) -> list[str]:
         notes.append(
             f"The steps of {', '.join(gates)} are reckoned as those of topk: their own factor is not measured."
         )
-    if not subject.layers:
+    if subject.targets:
+        notes.append("Transcoders are of single sites: no table of groups.")
+    elif not subject.layers:
         notes.append("The model's layers are not known or differ in width: no table of groups.")
     return [line for text in [*lines, *notes] for line in wrapped(text, indent="  ")]
 
@@ -125,8 +129,11 @@ def _saes(saes: Sequence[PlannedSAE]) -> str:
     def both(values: list[int]) -> str:
         return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
 
+    noun = "SAE" if shapes[0].d_out is None else "transcoder"
+    skipping = " with a skip connection" if shapes[0].skip else ""
     return (
-        f"{len(saes)} SAE{'s' if len(saes) > 1 else ''} on {len(sites)} site{'s' if len(sites) > 1 else ''} ({named})"
+        f"{len(saes)} {noun}{'s' if len(saes) > 1 else ''}{skipping}"
+        f" on {len(sites)} site{'s' if len(sites) > 1 else ''} ({named})"
         f" of width {both([one.d_in for one in shapes])}: {both([one.d_sae for one in shapes])} latents,"
         f" k {both([one.k for one in shapes])}, {', '.join(sorted({one.architecture for one in shapes}))}"
     )
@@ -146,7 +153,7 @@ def _tables(subject: Subject, ways: Ways, rates: Rates, options: PlanOptions) ->
         lines += ["", "As described, on several devices"]
         lines += quotes_table([one, *several], assumed=assumed, n_trainings=options.n_trainings, by_devices=True)
     lines += ["", "Where the time goes, as described", *parts_table([one], assumed=assumed)]
-    if len(subject.layers) > 1:
+    if len(ways.groups) > 1:
         lines += ["", f"SAEs on all {len(subject.layers)} layers: one each, or shared by groups of neighbours"]
         lines += groups_table(ways, assumed=assumed)
     return [*lines, *(wrapped(_SEVERAL) if several else [])]
@@ -181,15 +188,50 @@ def _against(subject: Subject, options: PlanOptions, ways: Ways) -> dict[str, An
     if tokens == "auto":
         known = known_training_tokens(model.name)
         tokens, source = (None, "not known") if known is None else (known.n_tokens, known.source)
+    saes = _of_one_setting(subject.saes)
     return against(
         model.n_parameters,
         tokens,
         training_source=source,
         sae_flops=quote.sae_flops,
         lm_flops=quote.lm_flops or 0.0,
-        n_features=float(sum(sae.shape.d_sae for sae in subject.saes)),
+        n_features=float(sum(sae.shape.d_sae for sae in saes)),
         forward_flops_per_token=flops,
         active_parameters=model.active_parameters,
         explainer_parameters=float(options.explainer_parameters),
-        saes=[sae.shape for sae in subject.saes],
+        saes=[sae.shape for sae in saes],
+        measuring_flops=_measuring_flops(subject),
+        n_settings=len(subject.configs),
     )
+
+
+def _of_one_setting(saes: Sequence[PlannedSAE]) -> list[PlannedSAE]:
+    """Of a sweep the widest SAE of each site or group: those of one setting."""
+    widest: dict[tuple[str, ...], PlannedSAE] = {}
+    for sae in saes:
+        if sae.sites not in widest or sae.shape.d_sae > widest[sae.sites].shape.d_sae:
+            widest[sae.sites] = sae
+    return list(widest.values())
+
+
+def _measuring_flops(subject: Subject) -> float | None:
+    """Of held-out rows (made once, then encoded), the evaluation and examples at the end, and finding groups. None
+    where the language model's cost is not known.
+    """
+    config, model = subject.config, subject.model
+    forward = model.forward_flops(subject.sites)
+    passes, encoding = evaluation_flops(model, subject.saes)
+    if forward is None or passes is None:
+        return None
+    every = Duration.parse(config.held_out_every, setting="held_out_every")
+    step = max(1, every.steps(n_steps=subject.n_steps, batch_size=config.sae.batch_size))
+    n_times = 1 + subject.n_steps // max(step, config.log_every_steps)
+    rows = n_times * sum(2.0 * sae.shape.d_in * sae.shape.d_sae for sae in subject.saes)  # of a group one layer's
+    total = config.held_out_rows * ((forward if subject.store is None else 0.0) + rows)
+    if config.report:
+        once = sum(2.0 * sae.shape.d_in * sae.shape.d_sae * len(sae.sites) for sae in subject.saes)
+        evaluated = len(subject.saes) * forward + once if subject.targets else passes + encoding
+        total += config.held_out_tokens * (evaluated + len(subject.configs) * forward + once)
+    if config.groups == "auto":
+        total += min(GROUPING_TOKENS, subject.n_rows) * (model.forward_flops(subject.layers) or 0.0)
+    return total

@@ -19,7 +19,7 @@ class Ways:
         described: the training as it was described, for 1, 2, 4 … devices.
         sources: the same SAEs on one device: streaming, collected in memory, a store of each type.
         groups: SAEs on all layers, by their number per config (1 … layers) the quotes for 1, 2, 4 … devices; empty
-            where the layers are not known.
+            where the layers are not known, and for transcoders, which have no groups.
     """
 
     described: list[Quote]
@@ -51,7 +51,7 @@ def ways_of(pricing: Pricing, source: Source) -> Ways:
         named |= {dtype: f"store in {dtype}" for dtype in STORE_DTYPES if dtype != source or not exists}  # pyright: ignore[reportAssignmentType]
         sources += [pricing.quote(name, way) for way, name in named.items() if way != source]
     groups: dict[int, list[Quote]] = {}
-    layers = subject.layers
+    layers = [] if subject.targets else subject.layers
     for k in range(len(layers), 0, -1):
         saes = layer_saes(subject.configs, layers, subject.widths, n_groups=k)
         name = "one SAE per layer" if k == len(layers) else f"{k} group{'s' if k > 1 else ''}"

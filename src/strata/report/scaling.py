@@ -250,10 +250,18 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Forward of the language model, per token", forward),
         ("Held-out rows", show(record["held_out_rows"], "count")),
         ("SAE seconds", duration(sum(one["seconds"]["sae"] for one in trainings))),
-        ("Parameters of the model", amount(subject["n_parameters"]) if subject["n_parameters"] else MISSING),
+        ("Parameters of the model", _parameters(subject)),
         ("Tokens it was trained on", amount(subject["n_tokens"]) if subject["n_tokens"] else MISSING),
         ("Source of these", str(subject["source"])),
     ]
     return pairs + [
         (key, str(value)) for key, value in {**record["config"], **fit["settings"], **record["versions"]}.items()
     ]
+
+
+def _parameters(subject: Mapping[str, Any]) -> str:
+    """All of them, and those that its own training's cost counts where experts leave some out."""
+    n, counted = subject["n_parameters"], subject["counted_parameters"]
+    if not n:
+        return MISSING
+    return amount(n) if counted == n else f"{amount(n)}, of which a token passes {amount(counted)}"

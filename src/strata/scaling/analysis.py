@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from strata.costs.pretraining import known_training_tokens, pretraining_flops
 from strata.costs.scaling_fit import (
     Fit,
     Form,
@@ -42,13 +41,16 @@ def points_of(record: Mapping[str, Any]) -> Points:
     return Points(**{name: np.array([row[key] for row in rows], dtype=float) for name, key in columns.items()})
 
 
-def analyse(record: Mapping[str, Any], config: ScalingConfig, *, forward_flops: float = 0.0) -> dict[str, Any]:
+def analyse(
+    record: Mapping[str, Any], config: ScalingConfig, *, subject: Mapping[str, Any], forward_flops: float = 0.0
+) -> dict[str, Any]:
     """Everything that is fitted to a sweep, JSON-able; intervals are `[low, high]`, the middle 90 % of the draws, and
     None where there is no end.
 
     Args:
         record: of the sweep, with its points.
         config: how to fit.
+        subject: the language model and what its own training cost (`strata.scaling.subject.subject_of`).
         forward_flops: of the language model per token, where it counts.
 
     Raises:
@@ -65,7 +67,7 @@ def analyse(record: Mapping[str, Any], config: ScalingConfig, *, forward_flops: 
     fit = min(tried, key=lambda one: one.aicc)
     draws = bootstrap(points, fit, n_samples=config.n_bootstrap, seed=config.fit_seed)
     checks = list(_checks(points, config))
-    flat = _flat(fit, draws, points, record, config, k=k, cost=cost)
+    flat = _flat(fit, draws, points, subject, config, k=k, cost=cost)
     return {
         "settings": {name: getattr(config, name) for name in _SETTINGS},
         "at_k": k,
@@ -93,7 +95,7 @@ def analyse(record: Mapping[str, Any], config: ScalingConfig, *, forward_flops: 
         "budgets": _budgets(fit, draws, points, record, config, k=k, cost=cost),
         "band": _band(fit, draws, points, k=k, cost=cost, to=flat["flops"]["value"] or 0.0),
         "flat": flat,
-        "caveats": caveats(points, fit, draws, k=k, checks=checks),
+        "caveats": caveats(points, fit, draws, k=k, checks=checks) + [subject["doubt"]] * bool(subject["doubt"]),
     }
 
 
@@ -237,7 +239,7 @@ def _band(fit: Fit, draws: Sequence[Fit], points: Points, *, k: float, cost: Cos
 
 
 def _flat(
-    fit: Fit, draws: Sequence[Fit], points: Points, record: Mapping[str, Any], config: ScalingConfig, *, k: float,
+    fit: Fit, draws: Sequence[Fit], points: Points, subject: Mapping[str, Any], config: ScalingConfig, *, k: float,
     cost: Cost,
 ) -> dict[str, Any]:  # fmt: skip
     """From how many latents on the loss is flat, what that costs, and how far it lies beyond what was measured."""
@@ -256,9 +258,8 @@ def _flat(
         found[f"orders_{key}"] = _estimate(
             *_orders([getattr(here, key), *(getattr(one, key) for one in drawn)], float(measured.max()))
         )
-    subject = _subject(record, config)
     multiple = told("flops", subject["flops"]) if subject["flops"] else None
-    return found | {"subject": subject, "multiple": multiple}
+    return found | {"subject": dict(subject), "multiple": multiple}
 
 
 def _orders(values: Sequence[float], measured: float) -> tuple[float, list[float]]:
@@ -269,19 +270,6 @@ def _orders(values: Sequence[float], measured: float) -> tuple[float, list[float
 
 def _endless(drawn: Sequence[Allocation]) -> float:
     return sum(math.isinf(one.n_latents) for one in drawn) / len(drawn)
-
-
-def _subject(record: Mapping[str, Any], config: ScalingConfig) -> dict[str, Any]:
-    """The language model's own training: parameters, tokens and where they are from, FLOPs; None where unknown."""
-    model = record["model"]
-    n_parameters, name = model.get("n_parameters"), str(model.get("name"))
-    known = known_training_tokens(name)
-    if config.training_tokens != "auto":
-        tokens, source = float(config.training_tokens), "given"
-    else:
-        tokens, source = (known.n_tokens, known.source) if known else (None, "not known: give --training-tokens")
-    flops = pretraining_flops(n_parameters, tokens) if n_parameters and tokens else None
-    return {"name": name, "n_parameters": n_parameters, "n_tokens": tokens, "source": source, "flops": flops}
 
 
 def speed(record: Mapping[str, Any]) -> float | None:

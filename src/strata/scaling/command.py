@@ -18,6 +18,7 @@ from strata.scaling.analysis import analyse
 from strata.scaling.files import begun, check_folder, check_same, read_record, start_folder, write_record
 from strata.scaling.memory import most_side_by_side
 from strata.scaling.points import Training, key_of, run_training, trainings_left
+from strata.scaling.subject import subject_of
 from strata.scaling_config import ScalingConfig
 
 
@@ -38,7 +39,8 @@ def scaling_run(config: ScalingConfig, *, progress: bool = True) -> Path:
     folder = config.folder()
     record = read_record(folder) if config.fit_only else _swept(config, folder, progress=progress)
     say(f"fitting {len(record['points'])} points, drawn anew {config.n_bootstrap} times", shown=progress)
-    fit = analyse(record, config, forward_flops=_forward_flops(record, config))
+    subject = subject_of(record, config)
+    fit = analyse(record, config, subject=subject, forward_flops=_forward_flops(record, config))
     write_record(folder, record | {"fit": fit})
     return folder
 
@@ -127,7 +129,7 @@ def _held_out(store: Store, site: str, config: ScalingConfig) -> Tensor:
 
 
 def _side_by_side(config: ScalingConfig, store: Store, device: str) -> int:
-    """SAEs of one training: as asked for, or as many of the widest as fit into the memory."""
+    """SAEs of one training: as asked for, or as many of the widest as fit into the free memory."""
     if config.side_by_side != "auto":
         return config.side_by_side
     d_in, widest = store.d_in(store.sites[0]), config.sae_configs()[-1]
@@ -135,8 +137,8 @@ def _side_by_side(config: ScalingConfig, store: Store, device: str) -> int:
     found = most_side_by_side(shape, batch_size=config.batch_size, device=device)
     if found == 0:
         raise UserError(
-            f"`widths` must fit into the memory. One SAE of {shape.d_sae} latents does not. Lower widths or batch_size,"
-            " or give side_by_side to try it."
+            f"`widths` must fit into the free memory. One SAE of {shape.d_sae} latents does not. Lower widths or"
+            " batch_size, or give side_by_side to try it."
         )
     return found
 

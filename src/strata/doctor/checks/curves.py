@@ -42,9 +42,9 @@ def loss_spikes(run: Record) -> list[Finding]:
                 if stays
                 else f"The reconstruction error jumped {len(first)} time(s) from one line to the next.",
                 evidence=f"{where}.",
-                todo="Start again with half the learning rate (lr); a later checkpoint is spoilt."
+                todo=f"Start again with {run.lower_rate(key)}; a later checkpoint is spoilt."
                 if stays
-                else "If it comes again, halve lr, or look at the text of these steps.",
+                else f"If it comes again, train with {run.lower_rate(key)}, or look at the text of these steps.",
                 numbers={"step": step, "fvu_before": before, "fvu_at": height, "fvu_now": last, "n_spikes": len(first)},
                 sites=(key,),
                 weight=height / before,
@@ -133,13 +133,12 @@ def _too_high(run: Record, key: str, what: str, seen: str, *, severity: str, wei
     peak, auto = run.learning_rates(key)
     known = "" if peak is None else f" The learning rate's peak is {number(peak)}"
     known += f", {number(peak / auto)} times what lr=auto gives." if peak is not None and auto is not None else ""
-    lower = f"lr={number(auto)} (or auto)" if peak and auto and peak > auto else "half the learning rate (lr)"
     return Finding(
         name="learning-rate-too-high",
         severity="error" if severity == "error" else "warning",
         what=what,
         evidence=seen + known + ("" if known.endswith(".") or not known else "."),
-        todo=f"Start again with {lower}.",
+        todo=f"Start again with {run.lower_rate(key)}.",
         numbers={} if peak is None else {"peak": peak},
         sites=(key,),
         weight=weight,
@@ -147,7 +146,9 @@ def _too_high(run: Record, key: str, what: str, seen: str, *, severity: str, wei
 
 
 def learning_rate_too_low(run: Record) -> list[Finding]:
-    """FVU still falling steeply when the rate's decay begins, after which little more is learnt."""
+    """FVU still falling steeply when the rate's decay begins, after which little more is learnt; of a rate that is not
+    too high.
+    """
     found = []
     for key in run.keys:
         phase = run.phase(key)
@@ -156,7 +157,7 @@ def learning_rate_too_low(run: Record) -> list[Finding]:
         full = _at_full_rate(run, key, run.points(key, "fvu"))
         late = [point for point in full if point[0] >= 0.6 * phase[1]]
         early = [point for point in full if point[0] <= 0.4 * phase[1]]
-        if len(late) < 2 or len(early) < 2 or late[-1][1] <= 0.01:
+        if len(late) < 2 or len(early) < 2 or not 0.01 < late[-1][1] < 1 or run.rate_is("high", key):
             continue
         slope = -_exponent(late)
         low = run.rate_is("low", key) and slope > max(_STEEP, -_exponent(early))

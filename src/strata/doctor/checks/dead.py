@@ -1,7 +1,9 @@
 """Dead latents: which phase the run is in, what is arithmetic, and what is death."""
 
+from strata.config import SAEConfig
 from strata.doctor.facts import SAEFacts
 from strata.doctor.findings import Finding, Severity
+from strata.doctor.pace import pace_or_estimate
 from strata.doctor.record import Record
 from strata.doctor.recorded import Expected, expected_dead, silent_on_held_out
 from strata.doctor.words import between, number, percent, span
@@ -45,22 +47,39 @@ def short_window(run: Record) -> list[Finding]:
         uses = rows * sae.k / sae.d_sae
         if uses >= _FEWEST_USES:
             continue
-        steps = -(-_FEWEST_USES * 5 * sae.d_sae // (sae.k * batch))
+        wanted = -(-_FEWEST_USES * 5 * sae.d_sae // (sae.k * batch))
+        severity, todo = _longer_window(sae.window_steps, wanted, batch_size=batch, n_steps=run.facts.n_steps)
         found.append(
             Finding(
                 name="short-window",
-                severity="warning",
+                severity=severity,
                 what="The window after which a latent counts as dead is so short that living ones are called dead, and"
                 " revival disturbs them.",
                 evidence=f"{sae.window_steps:,} steps are {rows:,} rows, in which {sae.d_sae:,} latents used alike"
                 f" fire {number(uses)} times each; the rarer ones hardly at all.",
-                todo=f"Set dead_feature_window to at least {steps:,} steps.",
+                todo=todo,
                 numbers={"window_rows": rows, "uses_per_latent": uses},
                 sites=(key,),
                 weight=-uses,
             )
         )
     return found
+
+
+def _longer_window(window: int, wanted: int, *, batch_size: int, n_steps: int | None) -> tuple[Severity, str]:
+    """How bad a short window is, and what to do: nobody is blamed for the default, nor told what the run is too short
+    for.
+    """
+    longer = f"Set dead_feature_window to at least {wanted:,} steps."
+    if n_steps is None:
+        return "warning", longer
+    auto = SAEConfig(batch_size=batch_size).window_steps(n_steps)
+    severity: Severity = "warning" if window < auto else "note"
+    if wanted < n_steps:
+        return severity, longer
+    if window < auto:
+        return severity, f'Leave dead_feature_window at "auto": in a run of {n_steps:,} steps it is {auto:,}.'
+    return severity, f"Train on more rows (n_tokens): {n_steps:,} steps are too few to tell dead latents from rare."
 
 
 def _early(run: Record, key: str, sae: SAEFacts) -> Finding | None:
@@ -133,11 +152,11 @@ def _revival_begins(run: Record, sae: SAEFacts) -> tuple[str, float | None]:
         return "Nothing will bring dead ones back: revival is switched off.", None
     if run.facts.n_steps is not None and window >= run.facts.n_steps:
         return f"Revival never begins: the run has {run.facts.n_steps:,} steps.", None
-    method, speed = _METHODS.get(sae.revival or "", "revival"), run.steps_per_second()
-    if speed is None:
+    method, now = _METHODS.get(sae.revival or "", "revival"), pace_or_estimate(run)
+    if now is None:
         return f"Revival ({method}) begins after step {window:,}.", None
-    seconds = (window - run.step) / speed
-    when = f"in about {span(seconds)} at {number(round(speed, 2))} steps per second"
+    seconds = (window - run.step) * now.total
+    when = f"in about {span(seconds)} at {number(round(1 / now.total, 2))} steps per second"
     return f"Revival ({method}) begins after step {window:,}, {when}.", seconds / 60
 
 
@@ -166,7 +185,7 @@ def _later(run: Record, key: str, sae: SAEFacts) -> Finding | None:
         severity=severity,
         what=f"{percent(share)} of the latents are dead: silent for {of}. The run is {state}.",
         evidence=_against(known, usual=usual) + _course(points),
-        todo=_dead_todo(sae, reviving=reviving, rate_is_high=run.rate_is("high", key)),
+        todo=_dead_todo(run, key, sae, reviving=reviving),
         numbers={"dead_share": share, "expected_low": known.low, "expected_high": known.high, "warns_above": usual},
         sites=(key,),
         weight=share,
@@ -194,15 +213,15 @@ def _course(points: list[tuple[int, float]]) -> str:
     return "" if step == points[-1][0] else f" The most was {percent(value)}, at step {step:,}."
 
 
-def _dead_todo(sae: SAEFacts, *, reviving: bool, rate_is_high: bool) -> str:
+def _dead_todo(run: Record, key: str, sae: SAEFacts, *, reviving: bool) -> str:
     if reviving:
         return "Nothing yet: look again after as many steps as the window has."
-    if rate_is_high:
-        return "Train with lr=auto: the learning rate is more than four times that."
+    if run.rate_is("high", key):
+        return f"Train with {run.lower_rate(key)}: the learning rate is more than four times that."
     if not sae.centring:
         return "Train with centring=True: large means of a few dimensions kill latents, and no revival mends that."
     if sae.revival == "none":
         return 'Train with revival="lift", the default.'
     if sae.revival in ("auxk", "ghost", "resample"):
         return f'Train with revival="lift", the default, instead of "{sae.revival}".'
-    return "Train with half the learning rate (lr), or with fewer latents (expansion_factor)."
+    return f"Train with {run.lower_rate(key)}, or with fewer latents (expansion_factor)."

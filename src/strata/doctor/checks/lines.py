@@ -29,7 +29,7 @@ def not_finite(run: Record) -> list[Finding]:
                     severity="error",
                     what="A number is not finite: the training has broken down.",
                     evidence=f"{name} at step {step:,}, the first of {len(bad)}.",
-                    todo="Start again with half the learning rate (lr), or load the language model in fp32 or bf16.",
+                    todo=f"Start again with {run.lower_rate(key)}, or load the language model in fp32 or bf16.",
                     numbers={"step": step, "n_numbers": len(bad)},
                     sites=(key,),
                     weight=len(bad),

@@ -88,7 +88,6 @@ def small_buffer(run: Record) -> list[Finding]:
         return []
     batch = facts.batch_size or 0
     same = f" In a batch of {batch:,} rows {number(round(batch / texts, 1))} come from the same text." if batch else ""
-    wanted = max(4 * forward, 4 * batch, 65_536)
     return [
         Finding(
             name="small-buffer",
@@ -96,7 +95,7 @@ def small_buffer(run: Record) -> list[Finding]:
             what="The shuffle buffer is too small to shuffle: the rows of a batch come from few texts.",
             evidence=f"It holds {buffer:,} rows, {number(round(forwards, 1))} forward passes of {forward:,} tokens, or"
             f" {number(round(texts))} texts of {context or forward:,} tokens.{same}",
-            todo=f"Set buffer_tokens to {wanted:,} (or auto), or lower text_batch_size.",
+            todo=f"Set buffer_tokens to {facts.usual_buffer_rows:,} (or auto), or lower text_batch_size.",
             numbers={"buffer_rows": buffer, "forward_rows": forward, "texts": texts},
             weight=1 / forwards,
         )

@@ -81,7 +81,7 @@ def _too_few(run: Record, key: str, l0: Points, *, k: int) -> Finding | None:
         severity="warning",
         what="Fewer latents than k have a positive score in a row.",
         evidence=f"L0 {number(round(now, 1))} for k = {k}, which this gate else gives exactly.",
-        todo="Train with lr=auto: the learning rate is more than four times that."
+        todo=f"Train with {run.lower_rate(key)}: the learning rate is more than four times that."
         if run.rate_is("high", key)
         else "Lower k, or widen the SAE (expansion_factor).",
         numbers={"l0": now, "k": k},

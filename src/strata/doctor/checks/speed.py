@@ -1,13 +1,12 @@
 """Speed: as predicted or not, which part takes the time, and what would be faster."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 from strata.costs.step import SAEShape, step_work
-from strata.doctor.findings import Finding
+from strata.doctor.findings import Finding, Severity
+from strata.doctor.pace import between, pace, pace_or_estimate, steady_lines
 from strata.doctor.record import Record, is_number
 from strata.doctor.words import number, percent, span
 
@@ -20,58 +19,12 @@ _ROWS_OF_A_FORWARD = 4096
 _ON_GPU = " On a GPU the parts are measured where the program waits, not where the GPU works."
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """Seconds per step between two lines.
-
-    Attributes:
-        total: of everything.
-        rows: waiting for rows; None where the lines do not tell.
-        sae: in the SAE steps.
-    """
-
-    total: float
-    rows: float | None = None
-    sae: float | None = None
-
-
-def pace(run: Record) -> Pace | None:
-    """Over the last half of the lines, the start-up left out; None with fewer than two lines."""
-    timed = [line for line in run.lines if is_number(line.get("seconds"))]
-    return _pace(timed[0 if len(timed) < 4 else len(timed) // 2 :])
-
-
-def _pace(lines: Sequence[Mapping[str, Any]]) -> Pace | None:
-    if len(lines) < 2 or lines[-1]["step"] <= lines[0]["step"]:
-        return None
-    first, last = lines[0], lines[-1]
-    n_steps = last["step"] - first["step"]
-    spent = {
-        name: float(last[name] - first[name]) / n_steps
-        for name in ("seconds", "rows_seconds", "sae_seconds")
-        if is_number(first.get(name)) and is_number(last.get(name))
-    }
-    if spent.get("seconds", 0.0) <= 0:
-        return None
-    return Pace(total=spent["seconds"], rows=spent.get("rows_seconds"), sae=spent.get("sae_seconds"))
-
-
-def shares(run: Record) -> tuple[float, float] | None:
-    """Shares of the time waiting for rows and in the SAE steps; of an old run those of its end."""
-    now, whole = pace(run), run.facts.seconds
-    if now is not None and now.rows is not None and now.sae is not None:
-        return now.rows / now.total, now.sae / now.total
-    if whole.get("total") and "rows" in whole and "sae" in whole:
-        return whole["rows"] / whole["total"], whole["sae"] / whole["total"]
-    return None
-
-
 def slower_than_predicted(run: Record) -> list[Finding]:
     """Against what `strata plan` predicts for this machine, part by part."""
     now, predicted = pace(run), run.facts.predicted
     told = {part: predicted.get(f"{part}_seconds") for part in _PARTS}
     wanted = {part: value for part, value in told.items() if is_number(value)}
-    if now is None or len(wanted) < len(told):
+    if now is None or len(wanted) < len(told) or len(run.lines) < 2:
         return []
     kind = "measured" if predicted.get("kind") == "measured" else "assumed"
     total = sum(wanted.values())
@@ -107,14 +60,14 @@ _SLOW_TODO = {
 
 def slowing_down(run: Record) -> list[Finding]:
     """Steps that take longer and longer."""
-    timed = [line for line in run.lines if is_number(line.get("seconds"))][1:]
+    timed = steady_lines(run)[1:]
     if len(timed) < 13:
         return []
     quarter = len(timed) // 4
-    first, last = _pace(timed[: quarter + 1]), _pace(timed[-quarter - 1 :])
+    first, last = between(timed[: quarter + 1]), between(timed[-quarter - 1 :])
     if first is None or last is None or last.total < _SLOWED * first.total:
         return []
-    steps = [_pace([a, b]) for a, b in pairwise(timed)]
+    steps = [between([a, b]) for a, b in pairwise(timed)]
     each = [one.total for one in steps if one is not None]
     if median(each[-quarter:]) < 0.8 * _SLOWED * median(each[:quarter]):
         return []  # one long pause
@@ -136,19 +89,19 @@ def slowing_down(run: Record) -> list[Finding]:
 
 
 def waiting_for_rows(run: Record) -> list[Finding]:
-    """Most of the time goes into getting rows: the language model's forward, or the disk."""
-    now, split = pace(run), shares(run)
-    if now is None or split is None or not run.lines[1:]:
+    """Most of the time goes into getting rows: the language model's forward, memory, or the disk."""
+    now = pace_or_estimate(run)
+    if now is None or now.shares is None or not run.lines[1:]:
         return []
-    streams = run.facts.forward_rows is not None
-    waits, steps = split
+    streams = run.facts.source == "stream"
+    waits, steps = now.shares
     if waits < _WAITS[streams]:
         return []
     seconds = f"{percent(waits)} of the time is spent waiting for rows, {percent(steps)} in the SAE steps"
     seconds += f" ({span(now.total)} a step)."
     if not streams:
-        what, todo = "The rows come too slowly.", "Collect with --dtype int8, or onto a faster disk."
-        return [_waiting("warning", what, seconds, todo, {"rows_share": waits})]
+        severity, todo = _SLOW_SOURCES[run.facts.source or "unknown"]
+        return [_waiting(severity, "The rows come too slowly.", seconds, todo, {"rows_share": waits})]
     n_epochs, forward = run.facts.n_epochs, run.facts.forward_rows or 0
     rate = (
         "" if not run.facts.batch_size else f" That is {number(run.facts.batch_size / (waits * now.total))} tokens per"
@@ -173,10 +126,21 @@ def waiting_for_rows(run: Record) -> list[Finding]:
     return [_waiting("warning" if n_epochs > 1 else "note", what, seconds + rate, todo, numbers)]
 
 
-def _waiting(severity: str, what: str, seen: str, todo: str, numbers: Mapping[str, int | float]) -> Finding:
+_SWAP = (
+    "Look whether the machine swaps; if not, small SAEs are simply quicker than the copying of their rows: train more"
+    " of them side by side (--sweep)."
+)
+_SLOW_SOURCES: dict[str, tuple[Severity, str]] = {
+    "store": ("warning", "Collect with --dtype int8, or onto a faster disk."),
+    "memory": ("note", _SWAP),
+    "unknown": ("note", f"Rows of a store: collect with --dtype int8, or onto a faster disk. Rows in memory: {_SWAP}"),
+}
+
+
+def _waiting(severity: Severity, what: str, seen: str, todo: str, numbers: Mapping[str, int | float]) -> Finding:
     return Finding(
         name="waiting-for-rows",
-        severity="warning" if severity == "warning" else "note",
+        severity=severity,
         what=what,
         evidence=seen,
         todo=todo,
@@ -186,7 +150,8 @@ def _waiting(severity: str, what: str, seen: str, todo: str, numbers: Mapping[st
 
 def small_batch(run: Record) -> list[Finding]:
     """Batches so small that a step mostly carries weights and moments between memory and processor."""
-    batch, split = run.facts.batch_size, shares(run)
+    batch, now = run.facts.batch_size, pace_or_estimate(run)
+    split = None if now is None else now.shares
     saes = [
         SAEShape(d_in=one.d_in, d_sae=one.d_sae, k=one.k, architecture=one.architecture)
         for one in (run.sae(key) for key in run.keys)
