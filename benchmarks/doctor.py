@@ -3,8 +3,8 @@
     python benchmarks/doctor.py --json benchmarks/results/doctor.json
 
 Collects rows of the embedded model's layer 3 once, trains on them with each setting, and looks at what each leaves.
-Ends with an error if a finding that is wanted is missing, or a healthy run has a complaint. Findings of speed, which are
-of the machine and not of the training, count for nothing.
+Ends with an error if a finding that is wanted is missing, or a healthy run has a complaint. Findings of speed do not
+count: they are of the machine and not of the training.
 """
 
 import argparse

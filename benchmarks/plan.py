@@ -1,20 +1,22 @@
-"""What `strata plan` predicts, and what trainings then take, side by side.
+"""What `strata plan` predicts, and what the commands then take, side by side.
 
     python benchmarks/plan.py --json benchmarks/results/plan.json
 
-Measures the machine first (as `strata plan --calibrate` does), then for each case predicts and trains: the recipe demo
-streaming and collected, half and twice its width on three layers, models with random weights of other widths (whose
-forward is measured too, as the plan does where weights are there), and groups. Predicted and measured are the whole
-training (language model, SAE steps, measuring held-out rows, checkpoints); loading, the last evaluation and the report
-are not in either. Wanted: within 20 %. Nothing else should be running.
+Measures the machine first (as `strata plan --calibrate` does), then plans and runs `strata train` for each case: the
+recipe demo streaming and collected, half and twice its width on three layers, models with random weights of other
+widths (whose forwards are measured too, as the plan does where weights are there), groups, small batches. Predicted and
+measured are whole commands, from the start of the process to its report. Wanted: within 20 %. Nothing else should be
+running.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +24,35 @@ import torch
 from machine import describe
 
 from strata import LanguageModel
-from strata.config import SAEConfig, TrainConfig
+from strata.cli import parse_train
 from strata.machine.calibration import calibrate
 from strata.machine.rates import known_rates, read_calibration
 from strata.memory import keep_freed_memory
 from strata.plan.training import plan_training
 from strata.plan_config import PlanOptions
-from strata.recipes import RECIPES
-from strata.run import train_run
-from strata.run_rows import open_rows
 
-_LEFT_OUT = ("start", "evaluation")
+_WIDE = (384, 512)
 
 
-def cases(folder: Path) -> dict[str, TrainConfig]:
-    """Trainings by name; models with random weights are saved in `folder`."""
-    demo = replace(RECIPES["demo"](), report=False)
-    three = replace(demo, sites=("layers.1", "layers.3", "layers.5"), n_tokens=160_000)
-    wide = {width: save_model(folder / f"width-{width}", width=width) for width in (384, 512)}
-    small = SAEConfig(expansion_factor=8, k=32, batch_size=2048)
+def cases(folder: Path) -> dict[str, list[str]]:
+    """Words after `strata train` by name; models with random weights are saved in `folder`."""
+    wide = {width: ["default", "--model", str(save_model(folder / f"width-{width}", width=width))] for width in _WIDE}
+    three = ["demo", "--sites", "layers.1", "layers.3", "layers.5", "--n-tokens", "160000", "--no-report"]
+    small = ["--sae.expansion-factor", "8", "--sae.batch-size", "2048", "--no-report"]
     return {
-        "demo, streaming": demo,
-        "demo, collected": replace(demo, activations="collected"),
-        "3 layers, 1,536 latents": replace(three, sae=SAEConfig(expansion_factor=8)),
-        "3 layers, 6,144 latents": replace(three, sae=SAEConfig(expansion_factor=32)),
-        "width 384, 1 layer": replace(demo, model=str(wide[384]), sites=("middle",), n_tokens=80_000, sae=small),
-        "width 512, 2 layers": replace(
-            demo, model=str(wide[512]), sites=("layers.1", "layers.3"), n_tokens=60_000, sae=replace(small, k=64)
-        ),
-        "demo in 2 groups": replace(demo, sites=("middle",), groups="[[0,1,2,3],[4,5,6,7]]", n_tokens=160_000),
-        "batches of 256": replace(RECIPES["fast-testing"](), report=False, n_tokens=60_000),
-    }
+        "demo, streaming": ["demo"],
+        "demo, collected": ["demo", "--activations", "collected"],
+        "3 layers, 1,536 latents": [*three, "--sae.expansion-factor", "8"],
+        "3 layers, 6,144 latents": [*three, "--sae.expansion-factor", "32"],
+        "width 384, 1 layer": [*wide[384], "--n-tokens", "80000", *small],
+        "width 512, 2 layers": [
+            *wide[512], "--sites", "layers.1", "layers.3", "--n-tokens", "60000", "--sae.k", "64", *small
+        ],
+        "demo in 2 groups": [
+            "demo", "--sites", "middle", "--groups", "[[0,1,2,3],[4,5,6,7]]", "--n-tokens", "160000", "--no-report"
+        ],
+        "batches of 256": ["fast-testing", "--n-tokens", "60000", "--no-report"],
+    }  # fmt: skip
 
 
 def save_model(folder: Path, *, width: int) -> Path:
@@ -70,25 +70,25 @@ def save_model(folder: Path, *, width: int) -> Path:
     return folder
 
 
-def measure(config: TrainConfig, out: Path) -> dict[str, Any]:
-    """Predicted seconds and those that the training took, by part."""
+def measure(words: list[str], out: Path) -> dict[str, Any]:
+    """Predicted seconds of a command and those that it took, by part."""
+    config = parse_train([*words, "--out", str(out)])
     rates = known_rates(device=config.device)
     assert rates.kind == "measured"
     numbers, _ = plan_training(config, PlanOptions(), rates)
-    predicted = {part: s for part, s in numbers["ways"]["described"][0]["seconds"].items() if part not in _LEFT_OUT}
-    rows = open_rows(config)
-    _ = rows.language_model if rows.streams else None  # loaded, and what that imports
+    described = numbers["ways"]["described"][0]
     start = time.perf_counter()
-    train_run(replace(config, out=out), progress=False)
-    wall = time.perf_counter() - start
+    command = [sys.executable, "-m", "strata", "train", *words, "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    seconds = time.perf_counter() - start
     record = json.loads((out / "run.json").read_text())
     return {
-        "predicted_seconds": sum(predicted.values()),
-        "seconds": wall,
-        "ratio": sum(predicted.values()) / wall,
-        "predicted_parts": predicted,
+        "words": [word if "/" not in word else Path(word).name for word in words],
+        "predicted_seconds": described["total_seconds"],
+        "seconds": seconds,
+        "ratio": described["total_seconds"] / seconds,
+        "predicted_parts": described["seconds"],
         "parts": record["seconds"],
-        "loop": {"predicted": record["predicted"]["seconds"], "seconds": record["seconds"]["total"]},
         "n_steps": record["n_steps"],
     }
 
@@ -102,15 +102,20 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         chosen = {
-            name: config
-            for name, config in cases(Path(folder)).items()
+            name: words
+            for name, words in cases(Path(folder)).items()
             if args.only is None or any(name.startswith(start) for start in args.only)
         }
-        names = dict.fromkeys("demo" if config.model == "auto" else config.model for config in chosen.values())
-        for name in names:
-            calibrate(LanguageModel(name), config=next(iter(chosen.values())))
-        for number, (name, config) in enumerate(chosen.items()):
-            found[name] = measure(config, Path(folder) / f"run-{number}")
+        for name, words in [
+            ("demo", ["demo"]),
+            *((words[2], words) for words in chosen.values() if "--model" in words),
+        ]:
+            config = parse_train(words)
+            calibrate(
+                LanguageModel(name), context_tokens=config.context_tokens, text_batch_size=config.sae.text_batch_size
+            )
+        for number, (name, words) in enumerate(chosen.items()):
+            found[name] = measure(words, Path(folder) / f"run-{number}")
             print(line(name, found[name]), flush=True)
     calibration = read_calibration(torch.device("cpu"))
     assert calibration is not None
@@ -125,7 +130,7 @@ def line(name: str, found: Mapping[str, Any]) -> str:
     """A case in a line: predicted, measured, their ratio; and the two large parts."""
     parts, predicted = found["parts"], found["predicted_parts"]
     total = f"predicted {found['predicted_seconds']:6.1f} s, took {found['seconds']:6.1f} s: {found['ratio']:.2f}"
-    model = f"language model {predicted.get('language model') or 0:.1f} / {parts['rows']:.1f}"
+    model = f"language model {predicted.get('language model') or 0:.1f} / {parts['rows']:.1f} waited"
     return f"{name:>24}  {total}   ({model}, SAE steps {predicted['SAE steps']:.1f} / {parts['sae']:.1f})"
 
 

@@ -158,6 +158,8 @@ def test_calibrating_measures_and_keeps(
     ):
         monkeypatch.setattr(calibration, name, value)
     monkeypatch.setattr(calibration, "_PRODUCT", (64, 32, 64))
+    monkeypatch.setattr(calibration, "_PREPARED", (64, 32, 64))
+    monkeypatch.setattr(calibration, "_START", "pass")
     monkeypatch.chdir(cache.parent)
     lm = LanguageModel("demo")
     rates = calibrate(lm, context_tokens=32, text_batch_size=2, progress=True)

@@ -17,6 +17,7 @@ from strata.config import SAEConfig, TrainConfig
 from strata.costs.flops import sae_step_flops
 from strata.costs.step import SAEShape, step_work
 from strata.errors import UserError
+from strata.evaluate_config import EvaluateConfig
 from strata.groups_config import GroupsConfig
 from strata.lm.flops import forward_flops_of
 from strata.lm.model import LanguageModel
@@ -200,7 +201,7 @@ def test_amounts_of_all_sizes() -> None:
     assert [powered(n) for n in (1e30, 4.26e7, 9.02e-5, 1.04e8)] == ["10^30", "4.3·10^7", "9.0·10^-5", "10^8"]
 
 
-@pytest.mark.parametrize("of", [CollectConfig(), GroupsConfig()])
+@pytest.mark.parametrize("of", [CollectConfig(), GroupsConfig(), EvaluateConfig(runs=(Path("run"),))])
 @pytest.mark.parametrize(
     "option", [{"n_devices": 4}, {"n_trainings": 2}, {"training_tokens": 1e9}, {"explainer_parameters": 1e9}]
 )
@@ -208,6 +209,6 @@ def test_options_of_trainings_are_refused_elsewhere(of: Any, option: dict[str, A
     ((name, value),) = option.items()
     with pytest.raises(UserError) as error:
         plan(of, PlanOptions(hardware="h100", **option), progress=False)
-    command = "collect" if isinstance(of, CollectConfig) else "groups"
+    command = {CollectConfig: "collect", GroupsConfig: "groups", EvaluateConfig: "evaluate"}[type(of)]
     assert str(error.value).startswith(f"`{name}` must be left out of `strata plan {command}`")
     assert f"Got {value}. It is for `strata plan train`" in str(error.value)

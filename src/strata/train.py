@@ -107,8 +107,8 @@ def _facts(source: RowSource, learners: Mapping[str, Learner], config: SAEConfig
     """What is trained, in numbers: for run.json, and for the doctor who looks on.
 
     Returns:
-        n_steps, n_rows, n_epochs, batch_size; saes, by key what is trained; of a stream buffer_rows, forward_rows,
-        the tokens of one pass of the language model, and context_tokens (else None).
+        n_steps, n_rows, n_epochs, batch_size; mode, that of the source; saes, by key what is trained; of a stream
+        buffer_rows, forward_rows, the tokens of one pass of the language model, and context_tokens (else None).
     """
     streams = isinstance(source, Stream)
     return {
@@ -116,6 +116,7 @@ def _facts(source: RowSource, learners: Mapping[str, Learner], config: SAEConfig
         "n_rows": n_steps * config.batch_size,
         "n_epochs": config.num_epochs,
         "batch_size": config.batch_size,
+        "mode": source.describe().get("mode"),
         "saes": {key: _shape(learner) for key, learner in learners.items()},
         "buffer_rows": source.buffer_rows(config.batch_size) if streams else None,
         "forward_rows": source.tokens.text_batch_size * source.tokens.context_tokens if streams else None,

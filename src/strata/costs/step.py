@@ -141,6 +141,8 @@ class Rates:
         tokenised_per_second: tokens.
         memory_bytes: RAM of the machine.
         device_bytes: memory of one accelerator; 0 without one.
+        start_seconds: until a process has imported what it needs, loaded a small model and opened a text.
+        prepared_per_second: numbers of the sample from which an SAE starts: its normalisation and first weights.
     """
 
     name: str
@@ -155,6 +157,8 @@ class Rates:
     tokenised_per_second: float
     memory_bytes: float
     device_bytes: float = 0.0
+    start_seconds: float = 5.0
+    prepared_per_second: float = 3e7
 
     def step_seconds(self, work: StepWork, *, n_saes: int = 1) -> float:
         """Seconds of a step of each of some SAEs of one shape, one after the other, on one device."""

@@ -3,6 +3,7 @@
 import hashlib
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 # Test suites hold tables of broken encodings and are missing from many distributions' Python; without them
@@ -11,7 +12,8 @@ _SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "
 _HELD_OUT_PERCENT = 5
 
 
-def standard_library_files() -> list[Path]:
+@cache
+def standard_library_files() -> tuple[Path, ...]:
     """Source files of the running Python's standard library, without test suites and installed packages.
 
     Returns:
@@ -19,7 +21,7 @@ def standard_library_files() -> list[Path]:
     """
     root = Path(sysconfig.get_path("stdlib"))
     found = (path for path in root.rglob("*.py") if not _SKIPPED_FOLDERS & set(path.relative_to(root).parts))
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+    return tuple(sorted(found, key=lambda path: path.relative_to(root).as_posix()))
 
 
 def _digest(name: str) -> bytes:

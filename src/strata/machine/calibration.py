@@ -2,6 +2,8 @@
 
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -47,6 +49,11 @@ _WARM_STEPS, _TIMED_STEPS = 2, 7
 _COPY_BYTES, _DISK_BYTES = 2**28, 2**28
 _FORWARD_SECONDS = 1.0  # at least, of each timed forward
 _TOKENISED = 100_000
+_PREPARED = (65_536, 192, 3072)  # rows, d_in, d_sae
+_START = (
+    "from strata.lm.model import LanguageModel; from strata.lm.text import open_texts; import strata.report.run;"
+    " lm = LanguageModel('demo'); open_texts('stdlib', split='train', tokenizer=lm.tokenizer)"
+)
 _PRODUCT = (4096, 384, 6144)  # rows, d_in, d_sae
 
 
@@ -103,6 +110,8 @@ def calibrate(
         tokenised_per_second=measure_tokenising(lm),
         memory_bytes=memory_bytes(),
         device_bytes=device_bytes(where),
+        start_seconds=measure_start(),
+        prepared_per_second=measure_preparing(where),
     )
     found = Calibration(rates=rates, forwards={**(before.forwards if before else {}), **forwards}, checks=checks)
     say(f"kept in {keep_calibration(found, where)}", shown=progress)
@@ -203,6 +212,22 @@ def measure_forwards(
         found[depth] = statistics.median(times) / ids.numel()
     flops = forward_flops_of(lm, [lm.sites[-1]], context_tokens=context_tokens)
     return {key: found}, flops / found[lm.n_layers]
+
+
+def measure_start() -> float:
+    """Seconds of a fresh process until it has imported what a training needs, the embedded model and its text."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _START], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def measure_preparing(device: torch.device) -> float:
+    """Numbers per second of the sample from which an SAE starts."""
+    n_rows, d_in, d_sae = _PREPARED
+    rows = torch.randn(n_rows, d_in, device=device)
+    config = SAEConfig(expansion_factor=d_sae // d_in)
+    times = [_seconds(lambda: Learner(config, n_steps=10, sample=rows), device) for _ in range(2)]
+    return rows.numel() / times[-1]
 
 
 def measure_copy(device: torch.device) -> float:

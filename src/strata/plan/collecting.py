@@ -10,7 +10,6 @@ from strata.costs.memory import training_memory
 from strata.costs.step import Rates
 from strata.lm.outline import outline
 from strata.plan.model import Model
-from strata.plan.pricing import START_SECONDS
 from strata.plan.quote import Quote
 from strata.plan.room import free_bytes, placed, too_large
 from strata.plan.rows import RowShape
@@ -87,7 +86,7 @@ def _quote(config: CollectConfig, model: Model, shape: RowShape, rates: Rates, o
     ram, device = placed(memory, "stream", rates)
     copied = 4.0 * model.itemsize * shape.n_kept * n_rows
     seconds = {
-        "start": START_SECONDS + model.weight_bytes / rates.disk_read_bytes_per_second,
+        "start": rates.start_seconds + model.weight_bytes / rates.disk_read_bytes_per_second,
         "language model": None if forward is None else n_rows * forward,
         "tokenising": None if forward is None else max(0.0, n_rows * (1 / rates.tokenised_per_second - forward)),
         "disk": stored / rates.disk_write_bytes_per_second,

@@ -13,7 +13,6 @@ from strata.evaluate_config import EvaluateConfig
 from strata.lm.outline import outline
 from strata.plan.measuring import evaluation_flops, evaluation_seconds, held_out_text_seconds
 from strata.plan.model import Model
-from strata.plan.pricing import START_SECONDS
 from strata.plan.quote import Quote
 from strata.plan.room import evaluating_memory, placed, too_large
 from strata.plan.saes import PlannedSAE
@@ -162,7 +161,7 @@ def _quote(folder: Path, config: EvaluateConfig, options: PlanOptions, rates: Ra
     memory = evaluating_memory(model, saes, n_tokens=config.n_tokens, batch_tokens=batch_tokens, examples=False)
     ram, device = placed(memory, "stream", rates)
     seconds = {
-        "start": START_SECONDS + (model.weight_bytes + weights) / rates.disk_read_bytes_per_second,
+        "start": rates.start_seconds + (model.weight_bytes + weights) / rates.disk_read_bytes_per_second,
         "held-out text": held_out_text_seconds(rates, n_tokens=config.n_tokens),
         "evaluation": evaluation_seconds(model, saes, rates, n_tokens=config.n_tokens),
     }

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 
 from strata.costs.step import Rates, StepWork
-from strata.plan.pricing import START_SECONDS
 from strata.plan.subject import Subject
 from strata.plan.tables import aligned, wrapped
 
@@ -24,8 +23,9 @@ disk B: SAEs, checkpoints (one more than are kept, while it is written), and the
 2·d (fp16, bf16) or d + 4 (int8) bytes, and up to an eighth more for int8's outlier channels, which is not
 counted.
 
-time: nothing overlaps; the sum of start, tokenising, language model, disk, copies, SAE steps, held-out rows and
-evaluation. The language model takes its measured seconds per token, else FLOPs over the machine's rate.
+time: nothing overlaps; the sum of start, tokenising, language model, disk, copies, SAE steps, held-out rows,
+held-out text, evaluation and examples. The language model takes its measured seconds per token, else FLOPs over
+the machine's rate.
 
 tokenising: all of it where the text is counted before (n_tokens "all"), else what the language model's seconds
 do not hide.
@@ -33,8 +33,13 @@ do not hide.
 disk: bytes over the measured bandwidth; a store below half of the memory is read from the disk in the first
 epoch alone. copies: rows into and out of the buffer; to an accelerator at 25 GB/s (assumption).
 
-held-out rows: their forward once, then 2·d·h per row and SAE at each measurement. evaluation: per held-out
-token one whole pass, one from each site on with zeros, one from each site on per SAE, one with all.
+held-out rows: their forward once, then 2·d·h per row and SAE at each measurement. held-out text: 32 tokens are
+read for each that is taken. evaluation: per held-out token one whole pass, one from each site on with zeros, one
+from each site on per SAE, one with all, and 44 bytes per logit of each. examples: a forward to the deepest site
+and 2·d·h per token and SAE.
+
+RAM B, device B: the largest of the phases: collecting, joining rows, first weights, steps, finished copies, the
+evaluation (three times the logits of one pass, 256 MB each at most, and half as much again), the examples.
 
 break-even: streaming costs 2P/R seconds a token, P parameters below the sites (half of the forward's FLOPs), R
 FLOP/s; reading costs b/D, b = d·bytes, D the disk's bandwidth: equal at P = b·R/(2·D). With writing at W and n
@@ -51,7 +56,7 @@ only the SAEs' work falls, in proportion to their number.
 
 def explanation(subject: Subject, rates: Rates) -> list[str]:
     """All formulas, the machine's rates, and one step of the first SAE with its numbers put in."""
-    start = f"start: {START_SECONDS:g} s for the process (assumption) and the weights read from the disk."
+    start = f"start: {rates.start_seconds:.2g} s for the process ({rates.kind}) and the weights read from the disk."
     lines = [line for text in (*_FORMULAS.split("\n\n"), start) for line in wrapped(f"- {text}", indent="  ")]
     return ["Formulas and assumptions", *lines, "", *_rates(rates), "", *_step(subject, rates)]
 

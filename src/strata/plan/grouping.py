@@ -11,7 +11,6 @@ from strata.errors import UserError
 from strata.groups_config import GroupsConfig
 from strata.lm.outline import outline
 from strata.plan.model import Model
-from strata.plan.pricing import START_SECONDS
 from strata.plan.quote import Quote
 from strata.plan.room import placed, too_large
 from strata.plan.rows import RowShape
@@ -66,7 +65,7 @@ def _streamed(config: GroupsConfig, options: PlanOptions, rates: Rates) -> tuple
     n_forward_tokens = config.text_batch_size * config.context_tokens
     flops, forward = model.forward_flops(lm.sites), model.forward_seconds(lm.sites, rates)
     seconds = {
-        "start": START_SECONDS + model.weight_bytes / rates.disk_read_bytes_per_second,
+        "start": rates.start_seconds + model.weight_bytes / rates.disk_read_bytes_per_second,
         "language model": None if forward is None else config.n_tokens * forward,
     }
     memory = training_memory(
@@ -87,7 +86,7 @@ def _stored(config: GroupsConfig, options: PlanOptions, rates: Rates) -> tuple[Q
     n_rows = min(config.n_tokens, stored_rows(folder, manifest))
     n_bytes = RowShape(widths=manifest.sites, n_numbers=0).stored_bytes(manifest.dtype)
     seconds: dict[str, float | None] = {
-        "start": START_SECONDS,
+        "start": rates.start_seconds,
         "disk": n_rows * n_bytes / rates.disk_read_bytes_per_second,
     }
     memory = training_memory(

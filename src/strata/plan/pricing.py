@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from strata.costs.step import Rates
 from strata.plan.measuring import GROUPING_TOKENS, grouping_seconds, held_out_seconds, report_seconds
 from strata.plan.quote import COLLECTING, Quote
+from strata.plan.recording import checkpoint_seconds, preparing_seconds
 from strata.plan.room import STORE_HELD_OUT, disk_of, memory_of, placed, too_large
 from strata.plan.rows import RowShape, Source, copied_bytes, row_shape, waiting_seconds
 from strata.plan.saes import PlannedSAE, busiest, step_bytes, step_flops, step_seconds
 from strata.plan.subject import Subject
 from strata.plan_config import PlanOptions
-
-START_SECONDS = 5.0
-"""Of a process until it begins to load a model: an assumption."""
 
 
 class Pricing:
@@ -87,7 +85,7 @@ class Pricing:
         forward = subject.model.forward_seconds(sites, rates)
         forward = None if forward is None else forward / n_devices
         parts: dict[str, float | None] = {}
-        parts["start"] = START_SECONDS + subject.model.weight_bytes / rates.disk_read_bytes_per_second
+        parts["start"] = self.rates.start_seconds + subject.model.weight_bytes / rates.disk_read_bytes_per_second
         if config.groups == "auto":
             n_measured = min(GROUPING_TOKENS, n_rows)
             parts["finding groups"] = grouping_seconds(
@@ -104,7 +102,9 @@ class Pricing:
         for part, spent in waiting.items():
             parts[part] = None if spent is None else trained_rows * spent
         parts["SAE steps"] = subject.n_steps * step_seconds(on_this, rates, batch_size=config.sae.batch_size)
+        parts["preparing"] = preparing_seconds(subject, on_this, rates)
         parts["held-out rows"] = held_out_seconds(subject, saes, rates)
+        parts["checkpoints"] = checkpoint_seconds(subject, saes, rates)
         if config.report:
             parts |= report_seconds(subject.model, saes, rates, n_tokens=config.held_out_tokens,
                                     targets=subject.targets)  # fmt: skip
