@@ -137,6 +137,21 @@ def test_every_listed_machine_states_what_it_assumes() -> None:
     assert HARDWARE["h200"].step_seconds(work, n_saes=3) == pytest.approx(3 * HARDWARE["h200"].step_seconds(work))
 
 
+def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("measure_copy", "measure_preparing", "measure_tokenising"):
+        monkeypatch.setattr(calibration, name, lambda _: 1e9)
+    monkeypatch.setattr(calibration, "measure_product", lambda _: 1 / TRUE.product_flops)
+    monkeypatch.setattr(calibration, "measure_start", lambda: 1.0)
+    monkeypatch.setattr(calibration, "measure_disk", lambda: (1e9, 1e9))
+    monkeypatch.setattr(calibration, "measure_forwards", lambda *_, **__: ({}, 1e9))
+    lm = LanguageModel("demo", device="cpu")
+    for shaken, told in ((0.05, False), (0.9, True)):
+        steps = [replace(one, seconds=one.seconds * (1 + shaken * (-1) ** n)) for n, one in enumerate(timed(TRUE))]
+        monkeypatch.setattr(calibration, "time_steps", lambda _, steps=steps: steps)
+        calibrate(lm)
+        assert ("looks like a busy machine" in capsys.readouterr().err) == told
+
+
 def test_an_accelerator_is_known_by_its_whole_name() -> None:
     like = rates_module.accelerator_like
     assert like("NVIDIA H100 80GB HBM3") == HARDWARE["h100"]

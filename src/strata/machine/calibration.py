@@ -49,6 +49,7 @@ _WARM_STEPS, _TIMED_STEPS = 2, 7
 _COPY_BYTES, _DISK_BYTES = 2**28, 2**28
 _FORWARD_SECONDS = 1.0  # at least, of each timed forward
 _TOKENISED = 100_000
+_BUSY_MISFIT = 0.25  # 12 % on a quiet machine, 30 % beside other work (docs/LOG.md)
 _PREPARED = (65_536, 192, 3072)  # rows, d_in, d_sae
 _START = (
     "from strata.lm.model import LanguageModel; from strata.lm.text import open_texts; import strata.report.run;"
@@ -114,6 +115,13 @@ def calibrate(
         prepared_per_second=measure_preparing(where),
     )
     found = Calibration(rates=rates, forwards={**(before.forwards if before else {}), **forwards}, checks=checks)
+    worst = max(abs(one["fitted_seconds"] / one["seconds"] - 1) for one in checks)
+    if worst > _BUSY_MISFIT:
+        say(
+            f"timed steps differ from their fit by up to {worst:.0%}, which looks like a busy machine: calibrate again"
+            " when nothing else runs",
+            shown=progress,
+        )
     say(f"kept in {keep_calibration(found, where)}", shown=progress)
     return rates
 
