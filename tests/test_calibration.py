@@ -133,8 +133,7 @@ def test_every_listed_machine_states_what_it_assumes() -> None:
         assert rates.source
         assert min(astuple(rates.step)) > 0
     work = step_work(SAEShape(d_in=4096, d_sae=65536, k=64), batch_size=4096)
-    assert HARDWARE["h200"].step_seconds(work) < HARDWARE["a100-80gb"].step_seconds(work)
-    assert HARDWARE["h200"].step_seconds(work, n_saes=3) == pytest.approx(3 * HARDWARE["h200"].step_seconds(work))
+    assert HARDWARE["h200"].step.of(work) < HARDWARE["a100-80gb"].step.of(work)
 
 
 def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ UNITS = StepSeconds(
     n_steps=1e-3,
 )  # fmt: skip
 RATES = Rates(
-    name="a machine", kind="measured", source="made up", step=UNITS, several=1.5, forward_flops_per_second=1e10,
+    name="a machine", kind="measured", source="made up", step=UNITS, forward_flops_per_second=1e10,
     copy_bytes_per_second=1e10, disk_read_bytes_per_second=1e9, disk_write_bytes_per_second=5e8,
     tokenised_per_second=1e6, memory_bytes=16e9,
 )  # fmt: skip
@@ -105,7 +105,7 @@ def test_seconds_are_work_times_rates(tmp_path: Path) -> None:
     numbers, _ = numbers_of(replace(DEMO, sites=("layers.3", "layers.5"), report=False, held_out_rows=0), tmp_path)
     seconds = named(numbers)["as described: streaming"]["seconds"]
     work = step_work(SAEShape(d_in=192, d_sae=3072, k=16), batch_size=4096)
-    assert seconds["SAE steps"] == pytest.approx(10 * 2 * 1.5 * UNITS.of(work))
+    assert seconds["SAE steps"] == pytest.approx(10 * 2 * UNITS.of(work))
     assert seconds["language model"] == pytest.approx(ROWS * 6 * 2e-6)  # measured, as far as layers.5
     assert seconds["copies"] == pytest.approx(ROWS * 4 * 2 * 192 * 4 / 1e10)
     assert seconds["tokenising"] == 0  # hidden behind the language model
@@ -202,9 +202,9 @@ def test_predicted_is_rows_and_steps() -> None:
         found = predicted(config, lm, RATES)
         assert found["kind"] == "measured"
         assert found["rates"] == "a machine"
-        assert found["sae_seconds"] == pytest.approx(1.5 * sum(steps))
+        assert found["sae_seconds"] == pytest.approx(sum(steps))
         assert found["rows_seconds"] == pytest.approx(rows)
-        assert found["seconds"] == pytest.approx(10 * (rows + 1.5 * sum(steps)))
+        assert found["seconds"] == pytest.approx(10 * (rows + sum(steps)))
     assert predicted(replace(config, n_tokens="all"), outline("demo"), RATES)["seconds"] is None
 
 
@@ -212,7 +212,7 @@ def test_predicted_of_every_kind_of_training(tmp_path: Path) -> None:
     lm = outline("demo")
     alone = predicted(replace(DEMO, sites=("layers.7",)), lm, RATES)
     groups = predicted(replace(DEMO, groups="[[0,1,2,3],[4,5,6,7]]"), lm, RATES)
-    assert groups["sae_seconds"] == pytest.approx(2 * 1.5 * alone["sae_seconds"])
+    assert groups["sae_seconds"] == pytest.approx(2 * alone["sae_seconds"])
     assert groups["rows_seconds"] == pytest.approx(alone["rows_seconds"] + 4096 * 4 * 4 * 192 / 1e10)
     collected = predicted(replace(DEMO, sites=("layers.7",), activations="collected"), lm, RATES)
     assert collected["rows_seconds"] == pytest.approx(4096 * 2 * 4 * 192 / 1e10)

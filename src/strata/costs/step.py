@@ -131,9 +131,8 @@ class Rates:
         name: of the machine, in words.
         kind: "measured" or "assumed".
         source: where the numbers come from, in words: the date of the measurement, or data sheet and assumed shares.
-        step: seconds of an SAE step's parts, for one SAE at a time.
-        several: factor on `step` where several SAEs are trained side by side and chase each other's weights out of
-            the caches.
+        step: seconds of an SAE step's parts. SAEs that are trained side by side take their turns, each as long as
+            alone.
         forward_flops_per_second: of the language model's forward.
         copy_bytes_per_second: of memory, read and write together.
         disk_read_bytes_per_second: sequential, not from the system's cache.
@@ -149,7 +148,6 @@ class Rates:
     kind: Kind
     source: str
     step: StepSeconds
-    several: float = 1.0
     forward_flops_per_second: float
     copy_bytes_per_second: float
     disk_read_bytes_per_second: float
@@ -159,7 +157,3 @@ class Rates:
     device_bytes: float = 0.0
     start_seconds: float = 5.0
     prepared_per_second: float = 3e7
-
-    def step_seconds(self, work: StepWork, *, n_saes: int = 1) -> float:
-        """Seconds of a step of each of some SAEs of one shape, one after the other, on one device."""
-        return n_saes * self.step.of(work) * (self.several if n_saes > 1 else 1.0)

@@ -122,11 +122,18 @@ def held_out_seconds(subject: Subject, saes: Sequence[PlannedSAE], rates: Rates)
     for work, n_saes in works(saes, batch_size=config.held_out_rows):
         encoding += n_saes * (units.product_flops * work.product_flops + units.n_scores * work.n_scores)
         copies += n_saes * 2 * 4 * work.n_weights / rates.copy_bytes_per_second
-    every = Duration.parse(config.held_out_every, setting="held_out_every")
-    step = max(1, every.steps(n_steps=subject.n_steps, batch_size=config.sae.batch_size))
-    n_times = min(subject.n_steps // step + 1, subject.n_steps // config.log_every_steps + 1)
     reading = held_out_text_seconds(rates, n_tokens=config.held_out_rows) if subject.store is None else 0.0
-    return reading + config.held_out_rows * forward + n_times * (encoding + copies)
+    return reading + config.held_out_rows * forward + n_measurements(subject) * (encoding + copies)
+
+
+def n_measurements(subject: Subject) -> int:
+    """How often held-out rows are measured while a training runs: when they are due and a line is logged, and at the
+    end.
+    """
+    config = subject.config
+    every = Duration.parse(config.held_out_every, setting="held_out_every")
+    step = every.steps(n_steps=subject.n_steps, batch_size=config.sae.batch_size)
+    return 1 + subject.n_steps // max(1, step, config.log_every_steps)
 
 
 def grouping_seconds(model: Model, layers: Sequence[str], rates: Rates, *, n_tokens: int, d_in: int) -> float | None:

@@ -108,8 +108,7 @@ def step_bytes(saes: Sequence[PlannedSAE], *, batch_size: int) -> float:
 
 def step_seconds(saes: Sequence[PlannedSAE], rates: Rates, *, batch_size: int) -> float:
     """Seconds of one step of all, one after the other on one device."""
-    each = [(rates.step_seconds(work, n_saes=len(saes)), n) for work, n in works(saes, batch_size=batch_size)]
-    return sum((n / len(saes) * seconds for seconds, n in each), 0.0)
+    return sum((n * rates.step.of(work) for work, n in works(saes, batch_size=batch_size)), 0.0)
 
 
 def busiest(saes: Sequence[PlannedSAE], *, n_devices: int) -> list[PlannedSAE]:

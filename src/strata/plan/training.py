@@ -7,10 +7,9 @@ from strata.amounts import prefixed, sized
 from strata.config import TrainConfig
 from strata.costs.pretraining import known_training_tokens
 from strata.costs.step import Rates
-from strata.durations import Duration
 from strata.plan.against import against, formulas, render
 from strata.plan.explained import explanation
-from strata.plan.measuring import GROUPING_TOKENS, evaluation_flops
+from strata.plan.measuring import GROUPING_TOKENS, evaluation_flops, n_measurements
 from strata.plan.predicted import source_of
 from strata.plan.pricing import Pricing
 from strata.plan.quote import Quote
@@ -223,10 +222,9 @@ def _measuring_flops(subject: Subject) -> float | None:
     passes, encoding = evaluation_flops(model, subject.saes)
     if forward is None or passes is None:
         return None
-    every = Duration.parse(config.held_out_every, setting="held_out_every")
-    step = max(1, every.steps(n_steps=subject.n_steps, batch_size=config.sae.batch_size))
-    n_times = 1 + subject.n_steps // max(step, config.log_every_steps)
-    rows = n_times * sum(2.0 * sae.shape.d_in * sae.shape.d_sae for sae in subject.saes)  # of a group one layer's
+    rows = n_measurements(subject) * sum(
+        2.0 * sae.shape.d_in * sae.shape.d_sae for sae in subject.saes
+    )  # of a group one layer's
     total = config.held_out_rows * ((forward if subject.store is None else 0.0) + rows)
     if config.report:
         once = sum(2.0 * sae.shape.d_in * sae.shape.d_sae * len(sae.sites) for sae in subject.saes)

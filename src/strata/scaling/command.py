@@ -148,11 +148,10 @@ def _summary(config: ScalingConfig, store: Store, left: list[Training], *, devic
     d_in, n_saes = store.d_in(store.sites[0]), sum(len(one.configs) for one in left)
     rates, seconds = known_rates(device=device), 0.0
     for training in left:
-        n = len(training.configs)
         for one in training.configs:
             shape = SAEShape(d_in=d_in, d_sae=one.d_sae(d_in), k=one.k, architecture=one.architecture)
             work = step_work(shape, batch_size=one.batch_size)
-            seconds += training.n_steps * rates.step_seconds(work, n_saes=n) / n
+            seconds += training.n_steps * rates.step.of(work)
     flops = sum(one.flops(d_in) for one in left)
     return (
         f"{store.folder}: {store.n_rows():,} rows of {store.sites[0]}, width {d_in}. To train: {n_saes} SAEs in"
