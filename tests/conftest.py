@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ NETWORK = os.environ.get("STRATA_TEST_NETWORK") == "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 _CACHE = tempfile.mkdtemp(prefix="strata-tests-")
 os.environ["STRATA_CACHE"] = _CACHE  # whether this machine was measured changes no test
+os.environ.setdefault("STRATA_KERNEL_CACHE", str(Path(tempfile.gettempdir()) / "strata-kernels"))  # compiled once
 if not NETWORK:
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HOME=_CACHE)
 

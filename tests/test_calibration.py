@@ -60,7 +60,7 @@ def test_a_step_is_counted_by_hand() -> None:
 
 
 def test_the_fit_finds_what_made_the_timings() -> None:
-    found, checks = fit_steps(timed(TRUE), product_flops=TRUE.product_flops)
+    found, checks = fit_steps(timed(TRUE), product_flops=TRUE.product_flops, revival_flops=TRUE.revival_flops)
     assert astuple(found) == pytest.approx(astuple(TRUE), rel=1e-6)
     assert [check["rows"] for check in checks] == [rows for *_, rows in SHAPES]
     for check in checks:
@@ -70,7 +70,7 @@ def test_the_fit_finds_what_made_the_timings() -> None:
 def test_the_fit_is_never_negative() -> None:
     few = replace(TRUE, n_numbers=0.0, n_steps=0.0)
     shaken = [replace(one, seconds=one.seconds * (1 + 0.2 * (-1) ** n)) for n, one in enumerate(timed(few))]
-    found, _ = fit_steps(shaken, product_flops=few.product_flops)
+    found, _ = fit_steps(shaken, product_flops=few.product_flops, revival_flops=few.revival_flops)
     assert min(astuple(found)) >= 0
     for one in shaken:
         assert found.of(one.work) == pytest.approx(one.seconds, rel=0.5)
@@ -139,7 +139,7 @@ def test_every_listed_machine_states_what_it_assumes() -> None:
 def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("measure_copy", "measure_preparing", "measure_tokenising"):
         monkeypatch.setattr(calibration, name, lambda _: 1e9)
-    monkeypatch.setattr(calibration, "measure_product", lambda _: 1 / TRUE.product_flops)
+    monkeypatch.setattr(calibration, "measure_product", lambda *_: 1 / TRUE.product_flops)
     monkeypatch.setattr(calibration, "measure_start", lambda: 1.0)
     monkeypatch.setattr(calibration, "measure_disk", lambda: (1e9, 1e9))
     monkeypatch.setattr(calibration, "measure_forwards", lambda *_, **__: ({}, 1e9))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from strata.config import SAEConfig
 from strata.kernels import reference
+from strata.kernels.gradient import matrix
 from strata.sae.gates import TopK
 from strata.sae.learner import Learner
 from strata.sae.model import SAE, Transcoder
@@ -113,7 +114,7 @@ class Recorder:
     """Stands in for the optimiser and keeps the gradients."""
 
     def step(self, gradients, *, lr):
-        self.gradients = {name: tensor.clone() for name, tensor in gradients.items()}
+        self.gradients = {name: matrix(gradient).clone() for name, gradient in gradients.items()}
 
 
 @cache

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from strata.kernels import reference, select
+from strata.kernels import pytorch, reference, select
 from strata.kernels.entries import DenseEntries, SparseEntries
 
 SHAPES = [(1, 4, 8, 1), (7, 6, 48, 5), (64, 16, 256, 8), (33, 12, 60, 60), (5, 3, 17, 4), (128, 32, 1024, 16)]
@@ -14,7 +14,7 @@ SHAPES = [(1, 4, 8, 1), (7, 6, 48, 5), (64, 16, 256, 8), (33, 12, 60, 60), (5, 3
 @pytest.mark.parametrize(("n_rows", "d_in", "d_sae", "k"), SHAPES)
 def test_two_level_topk_finds_what_topk_finds(n_rows, d_in, d_sae, k):
     scores = torch.randn(n_rows, d_sae)
-    values, indices = select.topk_rows(scores, k)
+    values, indices = pytorch.topk_rows(scores, k)
     assert torch.equal(values.sort(-1).values, scores.topk(k).values.sort(-1).values)
     assert torch.equal(scores.gather(1, indices), values)
 
@@ -22,17 +22,17 @@ def test_two_level_topk_finds_what_topk_finds(n_rows, d_in, d_sae, k):
 def test_two_level_topk_with_ties_gives_k_different_latents():
     scores = torch.zeros(9, 256)
     scores[:, ::3] = 1.0
-    values, indices = select.topk_rows(scores, 8)
+    values, indices = pytorch.topk_rows(scores, 8)
     assert bool((values == 1).all())
     assert all(len(set(row)) == 8 for row in indices.tolist())
 
 
 def test_grouping_is_used_where_it_helps_and_never_too_coarse():
-    assert select.group_size(6144, 32) == 16
-    assert select.group_size(17, 4) == 1
+    assert pytorch.group_size(6144, 32) == 16
+    assert pytorch.group_size(17, 4) == 1
     for d_sae in (8, 48, 96, 1000, 3072, 24576):
         for k in (1, 7, 32, d_sae):
-            size = select.group_size(d_sae, min(k, d_sae))
+            size = pytorch.group_size(d_sae, min(k, d_sae))
             assert d_sae % size == 0
             assert d_sae // size >= min(k, d_sae)
 
@@ -40,7 +40,7 @@ def test_grouping_is_used_where_it_helps_and_never_too_coarse():
 def test_rows_are_chunked_without_effect(monkeypatch):
     z, weight, bias = torch.randn(50, 8), torch.randn(64, 8), torch.randn(64)
     whole, above = select.select_topk(z, weight, bias, 4), select.select_above(z, weight, bias, 0.5)
-    monkeypatch.setattr(select, "_CHUNK_BYTES", 64 * 4 * 7)
+    monkeypatch.setattr(pytorch, "_CHUNK_BYTES", 64 * 4 * 7)
     chunked, chunked_above = select.select_topk(z, weight, bias, 4), select.select_above(z, weight, bias, 0.5)
     torch.testing.assert_close(chunked[0], whole[0])
     assert torch.equal(chunked[1].sort(-1).values, whole[1].sort(-1).values)

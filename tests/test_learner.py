@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from strata.config import SAEConfig
+from strata.kernels.pytorch import unit_rows_
 from strata.sae import metrics
 from strata.sae.learner import Learner
 from strata.sae.normalization import Normalization
-from strata.sae.optim import Schedule, auto_learning_rate, unit_rows_
+from strata.sae.optim import Schedule, auto_learning_rate
 from strata.shapes import SparseCode
 
 D_IN, N_FEATURES = 32, 64

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from strata.kernels.backend import kernels
+
 Weight = Float[Tensor, "d_sae _"]
 PerEntry = Float[Tensor, "..."]
 PerLatent = Float[Tensor, " d_sae"]
@@ -40,14 +42,20 @@ class SparseEntries:
         return cls(rows, indices.reshape(-1), n_rows, d_sae)
 
     @cached_property
-    def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Entries sorted by latent: their rows, their places in the list, and where each latent's begin."""
-        order = torch.sort(self.latents.to(torch.int32), stable=True).indices
-        return self.rows[order], order, _starts(self.latents, self.d_sae)
+    def by_latent(self) -> tuple[Int[Tensor, " entries"], Int[Tensor, " latents_and_end"]]:
+        """The entries' places in the order of their latents, and where each latent's begin, with the end."""
+        return kernels(self.latents.device).by_latent(self.latents, self.d_sae)
 
     @cached_property
-    def _row_starts(self) -> Int[Tensor, " rows"]:
-        return _starts(self.rows, self.n_rows)
+    def row_starts(self) -> Int[Tensor, " rows"]:
+        """Where each row's entries begin."""
+        counts = torch.bincount(self.rows, minlength=self.n_rows)
+        return counts.cumsum(0) - counts
+
+    @property
+    def n_listed(self) -> int:
+        """How many there are."""
+        return len(self.latents)
 
     def per_entry(self, amounts: PerLatent) -> PerEntry:
         """What each entry's latent has."""
@@ -63,20 +71,25 @@ class SparseEntries:
 
     def decode(self, values: PerEntry, weight: Weight) -> Float[Tensor, "rows _"]:
         """Σ over a row's entries of value · weight[latent]."""
-        return torch.nn.functional.embedding_bag(
-            self.latents, weight, self._row_starts, per_sample_weights=values, mode="sum"
-        )
+        return kernels(weight.device).decode(values, self.latents, self.row_starts, weight)
+
+    def residual(
+        self, values: PerEntry, weight: Weight, target: Float[Tensor, "rows _"], keep: Float[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, "rows _"], PerEntry]:
+        """(target − decoded) · keep, and of every entry ⟨its row of that, weight[latent]⟩."""
+        ops = kernels(weight.device)
+        return ops.residual(values, self.rows, self.latents, self.row_starts, weight, target, keep)
 
     def dot(self, a: Float[Tensor, "rows _"], weight: Weight) -> PerEntry:
         """⟨a[row], weight[latent]⟩ of every entry."""
-        return dot(a, self.rows, weight, self.latents)
+        return kernels(weight.device).dot(a, self.rows, weight, self.latents)
 
     def weight_gradient(self, amounts: PerEntry, inputs: Float[Tensor, "rows _"]) -> Weight:
         """Σ over a latent's entries of amount · inputs[row]: of the decoder (inputs = ∂L/∂ẑ) or the encoder (inputs =
         the rows).
         """
-        rows, order, starts = self._by_latent
-        return torch.nn.functional.embedding_bag(rows, inputs, starts, per_sample_weights=amounts[order], mode="sum")
+        order, starts = self.by_latent
+        return kernels(inputs.device).row_sums(self.rows[order], amounts[order], starts, inputs)
 
     def note_fired(self, last_fired: Int[Tensor, " d_sae"], values: PerEntry, now: int) -> None:
         """Set `now` for the latents that have a value above 0."""
@@ -86,10 +99,17 @@ class SparseEntries:
 
 @dataclass(frozen=True)
 class DenseEntries:
-    """All entries of a batch, [rows d_sae]: per-entry amounts are matrices."""
+    """All entries of a batch, [rows d_sae]: per-entry amounts are matrices.
+
+    Attributes:
+        n_rows: rows of the batch.
+        d_sae: latents of the SAE.
+        n_listed: how many a list of those that matter would hold.
+    """
 
     n_rows: int
     d_sae: int
+    n_listed: int = 0
 
     def per_entry(self, amounts: PerLatent) -> PerEntry:
         """What each entry's latent has, to be broadcast over the rows."""
@@ -111,6 +131,13 @@ class DenseEntries:
         """⟨a[row], weight[latent]⟩ of every pair."""
         return a @ weight.t()
 
+    def residual(
+        self, values: PerEntry, weight: Weight, target: Float[Tensor, "rows _"], keep: Float[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, "rows _"], PerEntry]:
+        """(target − decoded) · keep, and ⟨its rows, weight[latent]⟩ of all pairs."""
+        left = (target - self.decode(values, weight)) * keep.unsqueeze(1)
+        return left, self.dot(left, weight)
+
     def weight_gradient(self, amounts: PerEntry, inputs: Float[Tensor, "rows _"]) -> Weight:
         """Σ over rows of amount · inputs[row]."""
         return amounts.t() @ inputs
@@ -121,19 +148,3 @@ class DenseEntries:
 
 
 Entries = SparseEntries | DenseEntries
-
-
-def dot(
-    a: Float[Tensor, "bags _"], bags: Int[Tensor, " entries"], weight: Weight, latents: Int[Tensor, " entries"]
-) -> Float[Tensor, " entries"]:
-    """⟨a[bag], weight[latent]⟩ for pairs of the two, by the per-sample-weights backward of `embedding_bag`: no
-    [entries d_in] gather.
-    """
-    unused = latents.new_zeros(1)  # offsets: the bags are named entry by entry
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(a, weight, latents, unused, bags, 0)
-
-
-def _starts(sorted_or_not: Int[Tensor, " entries"], n: int) -> Int[Tensor, " n"]:
-    """Where the entries of each number in [0, n) begin once they are sorted."""
-    counts = torch.bincount(sorted_or_not, minlength=n)
-    return counts.cumsum(0) - counts

@@ -20,11 +20,10 @@ from strata.activations.harvest import forward_dtype
 from strata.config import SAEConfig
 from strata.costs.step import Rates, SAEShape, StepSeconds, StepWork, step_work
 from strata.errors import UserError
-from strata.kernels.select import scores
+from strata.kernels.backend import kernels, score_dtype
 from strata.lm.flops import forward_flops_of
 from strata.lm.loading import load_tokenizer
 from strata.lm.model import LanguageModel
-from strata.lm.precision import fast_dtype
 from strata.lm.text import open_texts
 from strata.lm.tokens import TokenStream
 from strata.log import say
@@ -93,7 +92,8 @@ def calibrate(
     where = lm.device
     say("measuring this machine for some seconds; nothing else should be running ...", shown=progress)
     before = read_calibration(where)
-    step, checks = fit_steps(time_steps(where), product_flops=1 / measure_product(where))
+    product, dense = (1 / measure_product(where, dtype) for dtype in (score_dtype(where), torch.float32))
+    step, checks = fit_steps(time_steps(where), product_flops=product, revival_flops=dense)
     forwards, flops_per_second = measure_forwards(
         lm, context_tokens=context_tokens, text_batch_size=text_batch_size, lm_dtype=lm_dtype
     )
@@ -144,7 +144,7 @@ def time_steps(device: torch.device) -> list[Timed]:
         config = SAEConfig(expansion_factor=d_sae // d_in, k=k, batch_size=batch_size)
         generator = torch.Generator(device).manual_seed(0)
         rows = torch.randn(max(batch_size, 2048), d_in, device=device, generator=generator)
-        learner = Learner(config, n_steps=10**6, sample=rows, score_dtype=fast_dtype(device))
+        learner = Learner(config, n_steps=10**6, sample=rows, score_dtype=score_dtype(device))
         step = partial(learner.step, rows[:batch_size])
         times = [_seconds(step, device) for _ in range(_WARM_STEPS + _TIMED_STEPS)]
         work = step_work(shape, batch_size=batch_size, revives=False)
@@ -152,20 +152,23 @@ def time_steps(device: torch.device) -> list[Timed]:
     return found
 
 
-def fit_steps(timed: Sequence[Timed], *, product_flops: float) -> tuple[StepSeconds, tuple[dict[str, Any], ...]]:
+def fit_steps(
+    timed: Sequence[Timed], *, product_flops: float, revival_flops: float
+) -> tuple[StepSeconds, tuple[dict[str, Any], ...]]:
     """What each unit of work takes, by non-negative least squares on relative errors, and how well that fits.
 
-    The revival term, of which there is none in short runs, is dense and is given the dense product's rate.
 
     Args:
         timed: steps.
         product_flops: seconds per FLOP of the dense product, measured by itself (in the steps it goes with the number
             of scores, so that a fit could not tell the two apart).
+        revival_flops: seconds per FLOP of the revival term, of which there is none in short runs: that of a dense
+            product in fp32.
     """
     import numpy as np
     from scipy.optimize import nnls
 
-    known = {"product_flops": product_flops, "revival_flops": product_flops}
+    known = {"product_flops": product_flops, "revival_flops": revival_flops}
     fields = [name for name in asdict(timed[0].work) if name not in known]
     counts = np.array([[asdict(one.work)[name] for name in fields] for one in timed])
     seconds = np.array([one.seconds for one in timed])
@@ -181,18 +184,12 @@ def fit_steps(timed: Sequence[Timed], *, product_flops: float) -> tuple[StepSeco
     return step, checks
 
 
-def measure_product(device: torch.device) -> float:
-    """FLOPs per second of the step's dense product, in the precision that it selects in."""
+def measure_product(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs per second of the step's dense product, in the precision that it selects in or another."""
     n_rows, d_in, d_sae = _PRODUCT
     generator = torch.Generator(device).manual_seed(0)
-    dtype = fast_dtype(device)
-    rows, weight = (torch.randn(n, d_in, device=device, generator=generator).to(dtype) for n in (n_rows, d_sae))
-    bias = torch.zeros(d_sae, device=device, dtype=dtype)
-
-    def product() -> None:
-        for start, _ in scores(rows, weight, bias, dtype=dtype):
-            assert start < n_rows
-
+    rows, weight = (torch.randn(n, d_in, device=device, generator=generator) for n in (n_rows, d_sae))
+    product = partial(kernels(device).product, rows, weight, torch.zeros(d_sae, device=device), score_dtype=dtype)
     times = [_seconds(product, device) for _ in range(_WARM_STEPS + _TIMED_STEPS)]
     return 2 * n_rows * d_in * d_sae / statistics.median(times[_WARM_STEPS:])
 

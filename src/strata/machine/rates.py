@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from strata.atomic import write_json
+from strata.cache import cache_folder
 from strata.costs.step import Rates, StepSeconds
 from strata.errors import UserError, did_you_mean
 from strata.lm.loading import chosen_device
@@ -156,8 +156,7 @@ def forward_key(lm: LanguageModel, *, context_tokens: int, lm_dtype: str) -> str
 
 def calibration_file() -> Path:
     """Where measurements are kept: $STRATA_CACHE/machine.json, else the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("STRATA_CACHE") or Path(cache) / "strata") / "machine.json"
+    return cache_folder() / "machine.json"
 
 
 def read_calibration(device: torch.device) -> Calibration | None:

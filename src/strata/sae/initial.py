@@ -7,9 +7,9 @@ from torch import Tensor
 from strata.errors import UserError
 from strata.kernels import select
 from strata.kernels.entries import SparseEntries
+from strata.kernels.pytorch import unit_rows_
 from strata.sae.folding import Spaces, unfold
 from strata.sae.model import SAE, Transcoder
-from strata.sae.optim import unit_rows_
 from strata.sae.rules.base import Params, Rule
 
 _SAMPLE_ROWS = 1024

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from strata.config import SAEConfig
 from strata.errors import UserError
+from strata.kernels.gradient import RowGradient
 from strata.layer_groups import Group
 from strata.sae import resampling, revival
 from strata.sae.folding import GroupSpaces, Spaces, fold, fold_group
@@ -18,12 +19,12 @@ from strata.sae.model import SAE, Transcoder
 from strata.sae.normalization import GroupNormalization, Normalization
 from strata.sae.optim import Schedule, UnitRowAdam
 from strata.sae.recent import RecentRows
-from strata.sae.rules.base import Batch, Outcome
+from strata.sae.rules.base import Batch, Outcome, joined
 from strata.sae.rules.registry import make_rule
 
-_REVIVAL_ROWS = 512  # rows of a batch that the revival term looks at
-_REVIVAL_LATENTS = 1024  # dead latents it can hold at once, the longest silent first
-_REVIVAL_REFRESH_STEPS = 10  # steps between two looks for dead latents
+REVIVAL_ROWS = 512  # rows of a batch that the revival term looks at
+REVIVAL_LATENTS = 1024  # dead latents it can hold at once, the longest silent first
+REVIVAL_REFRESH_STEPS = 10  # steps between two looks for dead latents
 _RESAMPLING_ROWS = 8192  # the last rows, from which resampling draws
 _MOST_RECENT_ROWS = 65_536  # of groups, which keep as many for each layer
 _SILENT_ROWS = 1_000_000
@@ -93,6 +94,7 @@ class Learner:
         self.schedule = Schedule(config, d_sae=self.d_sae, n_steps=n_steps)
         self.window_steps = config.window_steps(n_steps)
         self.n_steps_done = 0
+        self.micro_rows: int | None = None
         device = sample.device
         self.last_fired_step: Int[Tensor, " d_sae"] = torch.zeros(self.d_sae, dtype=torch.int32, device=device)
         self.dead_latents: Int[Tensor, " dead"] = torch.zeros(0, dtype=torch.int64, device=device)
@@ -140,11 +142,11 @@ class Learner:
         if self._method == "resample":
             self._resample()
         batch = self._batch(x, target, layer)
-        outcome = self.rule.step(batch, self.params, score_dtype=self.score_dtype)
+        outcome = self._outcome(batch)
         gradients = outcome.gradients
         gradients["b_dec"] = outcome.d_output.sum(0)
         if not self._is_transcoder:  # b_dec is on the input too
-            gradients["b_dec"] -= outcome.d_scores @ self.params["W_enc"]
+            gradients["b_dec"] = gradients["b_dec"] - self._through_encoder(outcome.d_scores)
         if "W_skip" in self.params:
             gradients["W_skip"] = outcome.d_output.t() @ batch.inputs
         extra = self._revive(batch, outcome)
@@ -154,6 +156,15 @@ class Learner:
         self._recent.add(x, target, layer)
         self._count(batch, layer)
         self.n_steps_done += 1
+
+    def _outcome(self, batch: Batch) -> Outcome:
+        """Loss and gradients of the batch, of `micro_rows` rows at a time."""
+        pieces = [batch] if self.micro_rows is None else batch.slices(self.micro_rows)
+        return joined([self.rule.step(piece, self.params, score_dtype=self.score_dtype) for piece in pieces])
+
+    def _through_encoder(self, d_scores: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_in"]:
+        """A gradient with respect to the scores as one with respect to what the encoder multiplies."""
+        return d_scores @ self.params["W_enc"]
 
     def _batch(self, x: Tensor, target: Tensor | None, layer: Tensor | None) -> Batch:
         """The rows in normalised space, shifted by what the decoder adds."""
@@ -178,14 +189,14 @@ class Learner:
         method = revival.METHODS.get(self._method)
         if method is None:
             return torch.zeros_like(outcome.loss)
-        if self.n_steps_done % _REVIVAL_REFRESH_STEPS == 0:
+        if self.n_steps_done % REVIVAL_REFRESH_STEPS == 0:
             self.dead_latents = self._longest_silent()
         latents = self.dead_latents
         if len(latents) == 0:
             return torch.zeros_like(outcome.loss)
         p, bias = self.params, self.rule.bias
         dead = revival.DeadLatents(latents, p["W_enc"][latents], p["W_dec"][latents], p[bias][latents])
-        sample = slice(0, _REVIVAL_ROWS)
+        sample = slice(0, REVIVAL_ROWS)
         inputs, residual = batch.inputs[sample], outcome.residual[sample]
         extra = method(inputs, residual, dead, loss=outcome.loss, coefficient=self.config.revival_coefficient)
         if self._method == "lift":
@@ -193,12 +204,16 @@ class Learner:
             rate = self.optimizer.rate_of(bias, self.schedule.at(self.n_steps_done))
             revival.lift_(p[bias], latents, silent, rate=rate)
         for name, amounts in (("W_enc", extra.W_enc), ("W_dec", extra.W_dec), (bias, extra.b_enc)):
-            outcome.gradients[name].index_add_(0, latents, amounts)
+            gradient = outcome.gradients[name]
+            if isinstance(gradient, RowGradient):
+                gradient.add_rows(latents, amounts)
+            else:
+                gradient.index_add_(0, latents, amounts)
         return extra.value
 
     def _longest_silent(self) -> Int[Tensor, " dead"]:
         """The dead latents, the longest silent ones where there are more than fit."""
-        longest = self._silent_steps().topk(min(_REVIVAL_LATENTS, self.d_sae))
+        longest = self._silent_steps().topk(min(REVIVAL_LATENTS, self.d_sae))
         return longest.indices[longest.values > self.window_steps]
 
     def _resample(self) -> None:
@@ -214,7 +229,7 @@ class Learner:
         losses = outcome.residual.square().sum(1)
         seed = self.config.seed * 1_000_003 + self.n_steps_done
         resampling.resample(dead, batch, losses, rule=self.rule, params=self.params, seed=seed)
-        resampling.forget(self.optimizer, self.params, dead)
+        self.optimizer.forget(dead)
         self.last_fired_step[dead] = self.n_steps_done
 
     def _count(self, batch: Batch, layer: Tensor | None) -> None:
@@ -241,9 +256,13 @@ class Learner:
         """Steps since each latent last fired, or since the start."""
         return self.n_steps_done - self.last_fired_step
 
+    def _all_silent_steps(self) -> Int[Tensor, " d_sae"]:
+        """The same, of latents that are trained elsewhere too."""
+        return self._silent_steps()
+
     def dead_share(self) -> float:
         """Share of latents that did not fire in the last `window_steps` steps."""
-        return (self._silent_steps() > self.window_steps).float().mean().item()
+        return (self._all_silent_steps() > self.window_steps).float().mean().item()
 
     def statistics(self) -> dict[str, float]:
         """Means since the last call, and what is silent now. Waits for the device.
@@ -259,7 +278,7 @@ class Learner:
         total, loss, active, kept, rows, lengths, steps = self._sums.tolist()
         self._sums.zero_()
         steps = max(steps, 1)
-        silent = self._silent_steps()
+        silent = self._all_silent_steps()
         longest = min(self.n_steps_done, max(1, _SILENT_ROWS // self.config.batch_size))
         return {
             "loss": total / steps,
@@ -300,7 +319,7 @@ class Learner:
         """All that training needs to go on bitwise, for a checkpoint."""
         return {
             "params": self.params,
-            "adam": self.optimizer.adam.state_dict(),
+            "optimizer": self.optimizer.state(),
             "spaces": self.spaces.state(),
             "layer_rows": self._layer_rows,
             "rule": self.rule.state(),
@@ -315,7 +334,7 @@ class Learner:
         """Continue from `state()`."""
         for name, tensor in self.params.items():
             tensor.copy_(state["params"][name])
-        self.optimizer.adam.load_state_dict(state["adam"])
+        self.optimizer.load_state(state["optimizer"])
         self.spaces = self.spaces.loaded(state["spaces"])
         self._layer_rows.copy_(state["layer_rows"])
         self.rule.load_state(state["rule"])

@@ -1,9 +1,15 @@
-"""Learning rate and schedule."""
+"""Learning rate, schedule, and the optimiser of an SAE's tensors."""
+
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from strata.config import SAEConfig
 from strata.durations import Duration
+from strata.kernels.gradient import Gradient, matrix
+from strata.kernels.pytorch import BETAS, EPS
+from strata.sae.row_adam import RowAdam
 
 # Peak learning rate of the encoder at 16,384 latents and 4,096 rows per step, and how much faster the other tensors go:
 # a bias has to move by as much as a pre-activation, a weight only by 1/√d_in of that. Chosen by the runs in
@@ -46,13 +52,16 @@ class Schedule:
 
 
 class UnitRowAdam:
-    """Adam over the tensors of an SAE that keeps the decoder's rows at unit norm.
+    """Adam over the tensors of an SAE that keeps the decoder's rows at unit norm and leaves alone what did not fire.
 
-    The part of the decoder's gradient along its row is removed first (it would only change the norm), and the row is
-    renormalised after the update (Bricken et al. 2023).
+    A latent's rows of encoder and decoder move in the steps in which it is listed (it fired, nearly fired, or is to be
+    revived); their moments then decay by as many steps as have passed. The part of the decoder's gradient along its
+    row is removed first (it would only change the norm), and the row is renormalised after the update (Bricken et al.
+    2023).
 
-    Differs: peers give all tensors one learning rate; here the encoder's bias learns 10 times and the decoder 4 times
-    as fast.
+    Differs: dense Adam, which peers use, goes on moving a latent for some ten steps after it fired, in the direction
+    in which it last went. Peers give all tensors one learning rate; here the encoder's bias learns 10 times and the
+    decoder 4 times as fast.
 
     Args:
         params: W_enc [d_sae d_in], W_dec [d_sae d_out], b_dec [d_out] and the learning rule's own, updated in place.
@@ -60,35 +69,50 @@ class UnitRowAdam:
 
     def __init__(self, params: dict[str, torch.Tensor]) -> None:
         self.params = params
-        groups = [{"params": [tensor], "factor": _LR_FACTORS[name]} for name, tensor in params.items()]
-        self.adam = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        self.rows = {name: RowAdam(params[name], unit_rows=name == "W_dec") for name in ("W_enc", "W_dec")}
+        groups = [
+            {"params": [tensor], "factor": _LR_FACTORS[name]}
+            for name, tensor in params.items()
+            if name not in self.rows
+        ]
+        self.adam = torch.optim.Adam(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
+        self.n_steps = 0
 
     def rate_of(self, name: str, lr: float) -> float:
         """The learning rate of a tensor when the encoder's is `lr`."""
         return lr * _LR_FACTORS[name]
 
     @torch.no_grad()
-    def step(self, gradients: dict[str, torch.Tensor], *, lr: float) -> None:
-        """One update with `lr` for the encoder. `gradients` has the keys of `params`; the decoder's is changed in
-        place.
-        """
-        W_dec = self.params["W_dec"]
-        gradient = gradients["W_dec"]
-        gradient.addcmul_(W_dec, torch.linalg.vecdot(gradient, W_dec).unsqueeze(1), value=-1)
+    def step(self, gradients: dict[str, Gradient], *, lr: float) -> None:
+        """One update with `lr` for the encoder. `gradients` has the keys of `params`."""
+        self.n_steps += 1
         for name, param in self.params.items():
-            param.grad = gradients[name]
+            if name in self.rows:
+                self.rows[name].step(gradients[name], rate=self.rate_of(name, lr), step=self.n_steps)
+            else:
+                param.grad = matrix(gradients[name])
         for group in self.adam.param_groups:
             group["lr"] = lr * group["factor"]
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
-        unit_rows_(W_dec)
 
+    def forget(self, latents: Tensor) -> None:
+        """Reset all moments of some latents."""
+        for rows in self.rows.values():
+            rows.first[latents], rows.second[latents] = 0, 0
+        for name, tensor in self.params.items():
+            state = self.adam.state.get(tensor, {})
+            if name not in ("b_dec", "W_skip") and state:
+                state["exp_avg"][latents], state["exp_avg_sq"][latents] = 0, 0
 
-@torch.no_grad()
-def unit_rows_(weight: torch.Tensor) -> None:
-    """Scale the rows of [d_sae d_in] to unit norm in place; a zero row becomes a unit vector of the axes, never NaN."""
-    norms = weight.norm(dim=1)
-    empty = norms == 0
-    latents = torch.arange(len(weight), device=weight.device)
-    weight.index_put_((latents, latents % weight.shape[1]), empty.to(weight.dtype), accumulate=True)
-    weight.div_(torch.where(empty, 1.0, norms).unsqueeze(1))
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        rows = {name: one.state() for name, one in self.rows.items()}
+        return {"n_steps": self.n_steps, "rows": rows, "adam": self.adam.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.n_steps = state["n_steps"]
+        self.adam.load_state_dict(state["adam"])
+        for name, rows in self.rows.items():
+            rows.load_state(state["rows"][name])

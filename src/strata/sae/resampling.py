@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from strata.sae.optim import UnitRowAdam
 from strata.sae.rules.base import Batch, Params, Rule
 
 _ENCODER_NORM = 0.2  # of a resampled latent, in units of the living ones' mean norm
@@ -52,14 +51,3 @@ def resample(
         if name not in ("W_enc", "W_dec", "b_dec", "W_skip"):
             starts_at_mean = name == "log_threshold" and bool(alive.any())
             tensor[dead] = tensor[alive].mean() if starts_at_mean else 0.0
-
-
-def forget(optimizer: UnitRowAdam, params: Params, dead: Int[Tensor, " dead"]) -> None:
-    """Reset the optimiser's moments of the resampled latents."""
-    for name, tensor in params.items():
-        if name in ("b_dec", "W_skip"):
-            continue
-        for moment in ("exp_avg", "exp_avg_sq"):
-            state = optimizer.adam.state.get(tensor, {})
-            if moment in state:
-                state[moment][dead] = 0

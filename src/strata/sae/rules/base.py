@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from strata.config import SAEConfig
-from strata.kernels.entries import DenseEntries, Entries
+from strata.kernels.entries import DenseEntries, Entries, SparseEntries
+from strata.kernels.gradient import Gradient, Part, RowGradient, total
 from strata.sae.gates import Gate
 
 Params = dict[str, Tensor]
@@ -30,7 +31,7 @@ class Batch:
         inputs: what the encoder multiplies, z − b_dec (a transcoder: z of the input site), [rows d_in].
         target: what code W_dec shall be, z − b_dec (a transcoder: of the target site, without the skip), [rows d_out].
         keep: 1 for a row that counts, 0 for an attention sink, [rows].
-        n_kept: how many count, at least 1.
+        n_kept: how many count, at least 1; of a piece of a batch, how many count in the whole.
         lengths: of each row how far it lies from the site's median row, over the usual distance.
     """
 
@@ -39,6 +40,11 @@ class Batch:
     keep: Float[Tensor, " rows"]
     n_kept: Float[Tensor, ""]
     lengths: Float[Tensor, " rows"]
+
+    def slices(self, n_rows: int) -> "list[Batch]":
+        """The batch in pieces of at most n_rows, which know how many rows count in the whole of it."""
+        pieces = zip(*(t.split(n_rows) for t in (self.inputs, self.target, self.keep, self.lengths)), strict=True)
+        return [Batch(inputs, target, keep, self.n_kept, lengths) for inputs, target, keep, lengths in pieces]
 
     @property
     def share(self) -> Float[Tensor, ""]:
@@ -58,7 +64,8 @@ class Outcome:
         penalty: what the rule adds to it.
         d_output: ∂(loss + penalty)/∂ẑ, [rows d_out]: b_dec's and the skip's gradients on the decoder's side.
         d_scores: sum over rows of ∂(loss + penalty)/∂(inputs W_encᵀ), [d_sae], for b_dec on the encoder's side.
-        gradients: of W_enc, W_dec and the rule's own tensors.
+        gradients: of W_enc, W_dec and the rule's own tensors; the two matrices' as what fired (`RowGradient`), where
+            entries are listed.
     """
 
     entries: Entries
@@ -68,7 +75,44 @@ class Outcome:
     penalty: Float[Tensor, ""]
     d_output: Float[Tensor, "rows d_out"]
     d_scores: Float[Tensor, " d_sae"]
-    gradients: Params
+    gradients: dict[str, Gradient]
+
+
+def joined(outcomes: list[Outcome]) -> Outcome:
+    """The outcome of a batch from those of its pieces, in their order: every sum is taken in that order, so that it is
+    the same bit for bit wherever the pieces were computed.
+    """
+    if len(outcomes) == 1:
+        return outcomes[0]
+    return Outcome(
+        entries=_joined_entries([one.entries for one in outcomes]),
+        values=torch.cat([one.values for one in outcomes]),
+        residual=torch.cat([one.residual for one in outcomes]),
+        loss=_added([one.loss for one in outcomes]),
+        penalty=_added([one.penalty for one in outcomes]),
+        d_output=torch.cat([one.d_output for one in outcomes]),
+        d_scores=_added([one.d_scores for one in outcomes]),
+        gradients={name: total([one.gradients[name] for one in outcomes]) for name in outcomes[0].gradients},
+    )
+
+
+def _joined_entries(pieces: list[Entries]) -> Entries:
+    n_rows, d_sae = sum(one.n_rows for one in pieces), pieces[0].d_sae
+    listed = [one for one in pieces if isinstance(one, SparseEntries)]
+    if not listed:
+        return DenseEntries(n_rows, d_sae, n_listed=sum(one.n_listed for one in pieces))
+    rows, first = [], 0
+    for one in listed:
+        rows.append(one.rows + first)
+        first += one.n_rows
+    return SparseEntries(torch.cat(rows), torch.cat([one.latents for one in listed]), n_rows, d_sae)
+
+
+def _added(tensors: list[Tensor]) -> Tensor:
+    found = tensors[0]
+    for one in tensors[1:]:
+        found = found + one
+    return found
 
 
 class Rule(ABC):
@@ -113,10 +157,9 @@ class Rule(ABC):
         """Loss and gradients of one batch."""
         pre, entries = self.look(batch, params, score_dtype=score_dtype)
         values = self.values(pre, entries, params) * entries.per_row(batch.keep)
-        residual = (batch.target - entries.decode(values, params["W_dec"])) * batch.keep.unsqueeze(1)
-        d_output = residual * (-2 * batch.share)
-        d_values = entries.dot(d_output, params["W_dec"])
-        d_pre, own, penalty = self.backward(pre, values, d_values, entries, batch=batch, params=params)
+        residual, dots = entries.residual(values, params["W_dec"], batch.target, batch.keep)
+        slope = -2 * batch.share  # of the loss, along the residual
+        d_pre, own, penalty = self.backward(pre, values, dots * slope, entries, batch=batch, params=params)
         d_scores = entries.sum_by_latent(d_pre)
         return Outcome(
             entries=entries,
@@ -124,12 +167,12 @@ class Rule(ABC):
             residual=residual,
             loss=residual.square().sum() * batch.share,
             penalty=penalty,
-            d_output=d_output,
+            d_output=residual * slope,
             d_scores=d_scores,
             gradients={
-                "W_enc": entries.weight_gradient(d_pre, batch.inputs),
+                "W_enc": weight_gradient(entries, d_pre, batch.inputs),
                 self.bias: d_scores,
-                "W_dec": entries.weight_gradient(values, d_output),
+                "W_dec": weight_gradient(entries, values * slope, residual),
                 **own,
             },
         )
@@ -174,6 +217,13 @@ class Rule(ABC):
     def description(self) -> dict[str, Any]:
         """What the finished SAE's metadata say of its training."""
         return {"training_architecture": self.config.architecture, "k": self.k}
+
+
+def weight_gradient(entries: Entries, amounts: PerEntry, inputs: Float[Tensor, "rows _"]) -> Gradient:
+    """Σ over a latent's entries of amount · inputs[row]: as what fired, or as a matrix where everything does."""
+    if isinstance(entries, SparseEntries):
+        return RowGradient([Part(entries, amounts, inputs)])
+    return entries.weight_gradient(amounts, inputs)
 
 
 def all_entries(batch: Batch, params: Params, bias: str) -> tuple[Float[Tensor, "rows d_sae"], DenseEntries]:

@@ -4,9 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from strata.kernels import entries as kernels
 from strata.kernels.entries import SparseEntries
-from strata.sae.rules.base import Batch, Outcome, Params
+from strata.sae.rules.base import Batch, Outcome, Params, weight_gradient
 from strata.sae.rules.topk import BatchTopK
 
 
@@ -35,9 +34,9 @@ class Matryoshka(BatchTopK):
         # A latent of prefix p stands in the reconstructions of p and of all longer ones.
         d_added = d_outputs.flip(1).cumsum(1).flip(1).reshape(n_rows * n_prefixes, -1)
 
-        d_pre = kernels.dot(d_added, bags, W_dec, entries.latents) * (values > 0)
-        d_scores = entries.sum_by_latent(d_pre)
         by_bag = SparseEntries(bags, entries.latents, n_rows * n_prefixes, self.d_sae)
+        d_pre = by_bag.dot(d_added, W_dec) * (values > 0)
+        d_scores = entries.sum_by_latent(d_pre)
         losses = residuals.square().sum((0, 2)) * batch.share
         return Outcome(
             entries=entries,
@@ -48,9 +47,9 @@ class Matryoshka(BatchTopK):
             d_output=d_outputs.sum(1),
             d_scores=d_scores,
             gradients={
-                "W_enc": entries.weight_gradient(d_pre, batch.inputs),
+                "W_enc": weight_gradient(entries, d_pre, batch.inputs),
                 "b_enc": d_scores,
-                "W_dec": by_bag.weight_gradient(values, d_added),
+                "W_dec": weight_gradient(by_bag, values, d_added),
             },
         )
 

@@ -3,6 +3,7 @@ steered until L0 is k.
 """
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from strata.config import SAEConfig
 from strata.kernels import select
+from strata.kernels.capacity import Capacity
 from strata.kernels.entries import Entries
 from strata.sae.gates import Gate
 from strata.sae.gates import Gated as GatedGate
 from strata.sae.gates import JumpReLU as JumpReLUGate
 from strata.sae.gates import ReLU as ReLUGate
-from strata.sae.rules.base import RECENT_ROWS, Batch, Outcome, Params, PerEntry, Rule, all_entries
+from strata.sae.rules.base import RECENT_ROWS, Batch, Outcome, Params, PerEntry, Rule, all_entries, weight_gradient
 from strata.sae.rules.steering import Steering
 
 _LIFT = 10.0  # added to scores, so that a search among the positive ones finds those below 0 too
@@ -36,6 +38,7 @@ class ThresholdRule(Rule):
         super().__init__(config, d_sae=d_sae)
         self.dense_share = 1 / 16  # lists and matrices take the same time at about d_sae/15 (docs/LOG.md)
         self._entries_per_row = 0.0
+        self.capacity = Capacity()
         self.steering: Steering | None = None
 
     @property
@@ -55,14 +58,28 @@ class ThresholdRule(Rule):
 
     def look(self, batch: Batch, params: Params, *, score_dtype: torch.dtype) -> tuple[PerEntry, Entries]:
         """The entries above the floor, or all of them."""
-        if self._entries_per_row > self.dense_share * self.d_sae or self.dense_share == 0:
+        z, bias, floor = batch.inputs, params[self.bias], self.floor(params)
+        if padded := select.lists_are_padded(z.device):
+            self.capacity.fit(len(z), k=self.k, d_sae=self.d_sae, device=z.device)
+        if self.looks_at_all:
             pre, entries = all_entries(batch, params, self.bias)
-            self._entries_per_row = float((pre > self.floor(params)).sum()) / max(len(pre), 1)
+            n_above = (pre > floor).sum()
+            if padded:
+                self.capacity.note(n_above)
+            else:
+                entries = replace(entries, n_listed=int(n_above))
+        elif padded:
+            pre, entries = select.select_above_in(
+                self.capacity, z, params["W_enc"], bias, floor, score_dtype=score_dtype
+            )
         else:
-            bias, floor = params[self.bias], self.floor(params)
-            pre, entries = select.select_above(batch.inputs, params["W_enc"], bias, floor, score_dtype=score_dtype)
-            self._entries_per_row = len(pre) / max(len(batch.inputs), 1)
+            pre, entries = select.select_above(z, params["W_enc"], bias, floor, score_dtype=score_dtype)
         return pre, entries
+
+    @property
+    def looks_at_all(self) -> bool:
+        """Whether the next step works on all entries: where the last ones listed too many."""
+        return self._entries_per_row > self.dense_share * self.d_sae or self.dense_share == 0
 
     def last_level(self, params: Params, recent: Batch | None) -> Tensor:
         """The pre-activation above which exactly k latents per row are active on the last rows: near 0 where steering
@@ -83,20 +100,34 @@ class ThresholdRule(Rule):
         return torch.ones_like(pre, dtype=torch.bool)
 
     def after_step(self, outcome: Outcome, batch: Batch) -> None:
-        """Steer by the L0 of the step."""
+        """Steer by the L0 of the step, and choose the way of the next by how many entries this one had."""
         assert self.steering is not None
         self.steering.note((outcome.values > 0).sum() / batch.n_kept)
+        if not self.capacity.size:
+            self._entries_per_row = outcome.entries.n_listed / max(len(batch.keep), 1)
+        elif not (batch.inputs.is_cuda and torch.cuda.is_current_stream_capturing()):
+            self.look_at_capacity()
+
+    def look_at_capacity(self) -> bool:
+        """After a step with padded lists: True where the next one has other shapes, a longer list or none at all."""
+        before = self.looks_at_all
+        grew = self.capacity.look()
+        self._entries_per_row = self.capacity.largest / self.capacity.n_rows
+        return grew or self.looks_at_all != before
 
     def state(self) -> dict[str, Any]:
         """Steering, and which way the next step works."""
         assert self.steering is not None
-        return {"steering": self.steering.state(), "entries_per_row": self._entries_per_row}
+        own = {"capacity": self.capacity.state()} if self.capacity.size else {}
+        return {"steering": self.steering.state(), "entries_per_row": self._entries_per_row, **own}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         assert self.steering is not None
         self.steering.load_state(state["steering"])
         self._entries_per_row = state["entries_per_row"]
+        if "capacity" in state:
+            self.capacity.load_state(state["capacity"])
 
 
 class ReLU(ThresholdRule):
@@ -227,16 +258,16 @@ class Gated(ThresholdRule):
     def step(self, batch: Batch, params: Params, *, score_dtype: torch.dtype) -> Outcome:
         """Loss and gradients of one batch: two residuals over the same entries."""
         pre, entries = self.look(batch, params, score_dtype=score_dtype)
-        W_dec, keep = params["W_dec"], batch.keep.unsqueeze(1)
+        W_dec = params["W_dec"]
         values = self.values(pre, entries, params) * entries.per_row(batch.keep)
         opened = pre.relu() * entries.per_row(batch.keep)
-        residual = (batch.target - entries.decode(values, W_dec)) * keep
-        gate_residual = (batch.target - entries.decode(opened, W_dec)) * keep
-        d_output = residual * (-2 * batch.share)
+        residual, dots = entries.residual(values, W_dec, batch.target, batch.keep)
+        gate_residual, gate_dots = entries.residual(opened, W_dec, batch.target, batch.keep)
+        slope = -2 * batch.share
         pull = self.coefficient / batch.n_kept
 
-        d_mag = entries.dot(d_output, W_dec) * (values > 0)
-        d_gate = (entries.dot(gate_residual * (-2 * batch.share), W_dec) + pull) * (opened > 0)
+        d_mag = dots * slope * (values > 0)
+        d_gate = (gate_dots * slope + pull) * (opened > 0)
         gain = entries.per_entry(params["r_mag"].exp())
         d_gain = d_mag * gain * (pre - entries.per_entry(params["b_gate"]))
         d_score = d_gate + d_mag * gain
@@ -246,11 +277,11 @@ class Gated(ThresholdRule):
             residual=residual,
             loss=residual.square().sum() * batch.share,
             penalty=pull * opened.sum() + gate_residual.square().sum() * batch.share,
-            d_output=d_output,
+            d_output=residual * slope,
             d_scores=entries.sum_by_latent(d_score),
             gradients={
-                "W_enc": entries.weight_gradient(d_score, batch.inputs),
-                "W_dec": entries.weight_gradient(values, d_output),
+                "W_enc": weight_gradient(entries, d_score, batch.inputs),
+                "W_dec": weight_gradient(entries, values * slope, residual),
                 "b_gate": entries.sum_by_latent(d_gate),
                 "b_mag": entries.sum_by_latent(d_mag),
                 "r_mag": entries.sum_by_latent(d_gain),

@@ -1,14 +1,18 @@
 """TopK and BatchTopK: a fixed number of entries, per row or per batch."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from strata.kernels import select
+from strata.kernels.capacity import Capacity
 from strata.kernels.entries import Entries, SparseEntries
+from strata.kernels.padded import PaddedEntries
 from strata.sae.gates import Gate, JumpReLU
 from strata.sae.gates import TopK as TopKGate
-from strata.sae.rules.base import RECENT_ROWS, Batch, Params, PerEntry, Rule
+from strata.sae.rules.base import RECENT_ROWS, Batch, Outcome, Params, PerEntry, Rule
 
 
 class TopK(Rule):
@@ -19,7 +23,8 @@ class TopK(Rule):
         pre, indices = select.select_topk(
             batch.inputs, params["W_enc"], params["b_enc"], self.k, score_dtype=score_dtype
         )
-        return pre.view(-1), SparseEntries.of_topk(indices, self.d_sae)
+        kind = PaddedEntries if select.lists_are_padded(pre.device) else SparseEntries
+        return pre.view(-1), kind.of_topk(indices, self.d_sae)
 
     def values(self, pre: PerEntry, entries: Entries, params: Params) -> PerEntry:
         """max(pre, 0)."""
@@ -42,21 +47,57 @@ class BatchTopK(TopK):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self.capacity = Capacity()
         self._floor: Float[Tensor, ""] | None = None  # where the search starts; what it finds does not depend on it
 
     def look(self, batch: Batch, params: Params, *, score_dtype: torch.dtype) -> tuple[PerEntry, Entries]:
         """The k·n_kept largest positive entries of rows that count."""
+        if select.lists_are_padded(batch.inputs.device):
+            return self._look_in_list(batch, params, score_dtype=score_dtype)
         pre, entries, threshold = select.select_batch_topk(
             batch.inputs,
             params["W_enc"],
             params["b_enc"],
-            n_entries=self.k * int(batch.n_kept),
+            n_entries=self.k * int(batch.keep.sum()),
             keep=batch.keep,
             floor=self._floor,
             score_dtype=score_dtype,
         )
         self._floor = 0.9 * threshold
         return pre, entries
+
+    def _look_in_list(self, batch: Batch, params: Params, *, score_dtype: torch.dtype) -> tuple[PerEntry, Entries]:
+        """The same without waiting for the device."""
+        z = batch.inputs
+        capacity = self.capacity.fit(len(z), k=self.k, d_sae=self.d_sae, device=z.device)
+        pre, entries, floor = select.select_batch_topk_in(
+            capacity,
+            *(z, params["W_enc"], params["b_enc"]),
+            k=self.k,
+            keep=batch.keep,
+            floor=self._floor,
+            score_dtype=score_dtype,
+        )
+        if self._floor is None:
+            self._floor = floor
+        else:
+            self._floor.copy_(floor)  # in place: a recorded step finds it where it was
+        return pre, entries
+
+    def after_step(self, outcome: Outcome, batch: Batch) -> None:
+        """See how full the list was."""
+        if not (batch.inputs.is_cuda and torch.cuda.is_current_stream_capturing()):
+            self.capacity.look()
+
+    def state(self) -> dict[str, Any]:
+        """Where the search starts, where that matters."""
+        return {"floor": self._floor, "capacity": self.capacity.state()} if self.capacity.size else {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        if state:
+            self._floor = state["floor"]
+            self.capacity.load_state(state["capacity"])
 
     def finished(self, params: Params, recent: Batch | None) -> tuple[Gate, Tensor]:
         """JumpReLU with one threshold for all latents."""

@@ -1,0 +1,214 @@
+"""The kernels in PyTorch alone: for every device, and what the faster ones are measured and tested against.
+
+`backend.Kernels` says what each function does.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Weight = Float[Tensor, "d_sae d_in"]
+Rows = Float[Tensor, "rows d_in"]
+Bias = Float[Tensor, " d_sae"]
+PerEntry = Float[Tensor, " entries"]
+Places = Int[Tensor, " entries"]
+
+# Scores of one chunk of rows live in a buffer of at most this many bytes. It bounds the memory; chunks of 6 to 100 MB
+# took the same time within the noise (docs/LOG.md).
+_CHUNK_BYTES = 24 * 2**20
+# How far below a floor scores in less than fp32 are looked at again; bf16 keeps 8 bits of scores of order 1 to 10.
+_MARGIN = 0.05
+
+BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam, in every kernel
+
+
+def group_size(d_sae: int, k: int) -> int:
+    """Size of the groups of latents in the two-level top-k: the power of two that divides d_sae and is nearest to
+    √(d_sae/k).
+
+    The work per row is about d_sae/size for the first level and k·size for the second. Returns 1 where groups cannot
+    help.
+    """
+    best = 1
+    size = 2
+    while d_sae % size == 0 and d_sae // size >= k and size * size * k <= 2 * d_sae:
+        best = size
+        size *= 2
+    return best
+
+
+def topk_rows(scores: Float[Tensor, "rows d_sae"], k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, exactly, in no particular order, in one streaming pass over the scores.
+
+    The k largest of a row lie in the k groups with the largest maxima: at most k groups can hold a member of the top k,
+    and each such group's maximum is at least the k-th largest value. Groups are strided (latent j belongs to group j
+    mod n_groups), so that the maximum over a group's members runs along contiguous memory.
+    """
+    n_rows, d_sae = scores.shape
+    size = group_size(d_sae, k)
+    if size == 1:
+        return scores.topk(k, dim=-1, sorted=False)
+    n_groups = d_sae // size
+    grouped = scores.view(n_rows, size, n_groups)
+    groups = grouped.amax(1).topk(k, dim=-1, sorted=False).indices
+    candidates = grouped.gather(2, groups.unsqueeze(1).expand(-1, size, -1)).view(n_rows, size * k)
+    values, places = candidates.topk(k, dim=-1, sorted=False)
+    return values, (places // k) * n_groups + groups.gather(1, places % k)
+
+
+def scores(
+    z: Rows, W_enc: Weight, bias: Bias, *, dtype: torch.dtype
+) -> Iterator[tuple[int, Float[Tensor, "chunk d_sae"]]]:
+    """Pre-activations z·W_encᵀ + bias chunk by chunk: the number of its first row, and a buffer that the next chunk
+    overwrites.
+    """
+    weight, inputs, offset = W_enc.to(dtype), z.to(dtype), bias.to(dtype)
+    n_rows, d_sae = len(z), len(W_enc)
+    chunk = max(1, min(n_rows, _CHUNK_BYTES // (d_sae * weight.element_size())))
+    buffer = torch.empty(chunk, d_sae, dtype=dtype, device=z.device)
+    for start in range(0, n_rows, chunk):
+        part = inputs[start : start + chunk]
+        out = buffer[: len(part)]
+        torch.addmm(offset, part, weight.t(), out=out)
+        yield start, out
+
+
+def topk(
+    z: Rows, W_enc: Weight, bias: Bias, k: int, *, score_dtype: torch.dtype
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """See `backend.Kernels.topk`."""
+    found = [topk_rows(part, k) for _, part in scores(z, W_enc, bias, dtype=score_dtype)]
+    if not found:
+        return z.new_zeros(0, k), torch.zeros(0, k, dtype=torch.int64, device=z.device)
+    values, latents = torch.cat([v for v, _ in found]), torch.cat([i for _, i in found])
+    if score_dtype == z.dtype:
+        return values, latents
+    rows = torch.arange(len(z), device=z.device).repeat_interleave(k)
+    return rescored(z, W_enc, bias, rows=rows, latents=latents.view(-1)).view_as(values), latents
+
+
+def product(z: Rows, W_enc: Weight, bias: Bias, *, score_dtype: torch.dtype) -> None:
+    """See `backend.Kernels.product`."""
+    for _ in scores(z, W_enc, bias, dtype=score_dtype):
+        pass
+
+
+def above(
+    z: Rows, W_enc: Weight, bias: Bias, floor: Float[Tensor, "..."], *, score_dtype: torch.dtype
+) -> tuple[PerEntry, Places, Places]:
+    """See `backend.Kernels.above`."""
+    exact = score_dtype == z.dtype
+    limit = floor if exact else (floor - _MARGIN).to(score_dtype)
+    pre, rows, latents = [z.new_zeros(0)], [_no_places(z)], [_no_places(z)]
+    for start, part in scores(z, W_enc, bias, dtype=score_dtype):
+        places = (part > limit).view(-1).nonzero().squeeze(1)
+        row = places // len(W_enc)
+        rows.append(row + start)
+        latents.append(places - row * len(W_enc))
+        pre.append(part.view(-1)[places].to(z.dtype))
+    found = torch.cat(pre), torch.cat(rows), torch.cat(latents)
+    if exact:
+        return found
+    values = rescored(z, W_enc, bias, rows=found[1], latents=found[2])
+    kept = (values > (floor[found[2]] if floor.ndim else floor)).nonzero().squeeze(1)
+    return values[kept], found[1][kept], found[2][kept]
+
+
+def rescored(z: Rows, W_enc: Weight, bias: Bias, *, rows: Places, latents: Places) -> PerEntry:
+    """Pre-activations of the given entries only, in fp32."""
+    return dot(z, rows, W_enc, latents) + bias[latents]
+
+
+def decode(
+    values: PerEntry, latents: Places, starts: Int[Tensor, " rows"], weight: Weight
+) -> Float[Tensor, "rows d_in"]:
+    """See `backend.Kernels.decode`."""
+    return torch.nn.functional.embedding_bag(latents, weight, starts, per_sample_weights=values, mode="sum")
+
+
+def residual(
+    values: PerEntry,
+    rows: Places,
+    latents: Places,
+    starts: Int[Tensor, " rows"],
+    weight: Weight,
+    target: Rows,
+    keep: Float[Tensor, " rows"],
+) -> tuple[Rows, PerEntry]:
+    """See `backend.Kernels.residual`."""
+    left = (target - decode(values, latents, starts, weight)) * keep.unsqueeze(1)
+    return left, dot(left, rows, weight, latents)
+
+
+def dot(a: Float[Tensor, "bags d"], bags: Places, weight: Float[Tensor, "d_sae d"], latents: Places) -> PerEntry:
+    """See `backend.Kernels.dot`: the per-sample-weights backward of `embedding_bag`, without an [entries d] gather."""
+    unused = latents.new_zeros(1)  # offsets: the bags are named entry by entry
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(a, weight, latents, unused, bags, 0)
+
+
+def by_latent(latents: Places, d_sae: int) -> tuple[Places, Int[Tensor, " latents_and_end"]]:
+    """See `backend.Kernels.by_latent`."""
+    order = torch.sort(latents.to(torch.int32), stable=True).indices
+    ends = torch.bincount(latents, minlength=d_sae).cumsum(0)
+    return order, torch.cat([ends.new_zeros(1), ends])
+
+
+def row_sums(
+    rows: Places, amounts: PerEntry, starts: Int[Tensor, " latents_and_end"], inputs: Float[Tensor, "rows d"]
+) -> Float[Tensor, "d_sae d"]:
+    """See `backend.Kernels.row_sums`."""
+    return torch.nn.functional.embedding_bag(rows, inputs, starts[:-1], per_sample_weights=amounts, mode="sum")
+
+
+@torch.no_grad()
+def adam_rows_(
+    weight: Weight,
+    first: Weight,
+    second: Weight,
+    last_step: Int[Tensor, " d_sae"],
+    *,
+    rows: Places,
+    amounts: PerEntry,
+    starts: Int[Tensor, " latents_and_end"],
+    inputs: Float[Tensor, "rows d_in"],
+    extra: Float[Tensor, "few d_in"],
+    extra_of: Int[Tensor, " d_sae"],
+    rate: Float[Tensor, ""],
+    step: Int[Tensor, ""],
+    unit_rows: bool,
+) -> None:
+    """See `backend.Kernels.adam_rows_`."""
+    gradient = row_sums(rows, amounts, starts, inputs)
+    has_extra = extra_of >= 0
+    if len(extra):
+        gradient += torch.where(has_extra.unsqueeze(1), extra[extra_of.clamp_min(0).long()], 0.0)
+    touched = (starts[1:] > starts[:-1]) | has_extra
+    if unit_rows:
+        gradient.addcmul_(weight, torch.linalg.vecdot(gradient, weight).unsqueeze(1), value=-1)
+    passed = (step - last_step).float()
+    keep_first, keep_second = (torch.where(touched, beta**passed, 1.0).unsqueeze(1) for beta in BETAS)
+    share = touched.float().unsqueeze(1)
+    first.mul_(keep_first).addcmul_(gradient, share, value=1 - BETAS[0])
+    second.mul_(keep_second).addcmul_(gradient.square_(), share, value=1 - BETAS[1])
+    first_share, second_share = (1 - beta ** step.float() for beta in BETAS)
+    moved = (first / first_share).div_((second / second_share).sqrt_().add_(EPS)).mul_(rate * share)
+    weight.sub_(moved)
+    last_step.copy_(torch.where(touched, step, last_step))
+    if unit_rows:
+        unit_rows_(weight)
+
+
+@torch.no_grad()
+def unit_rows_(weight: Tensor) -> None:
+    """Scale the rows of [d_sae d_in] to unit norm in place; a zero row becomes a unit vector of the axes, never NaN."""
+    norms = weight.norm(dim=1)
+    empty = norms == 0
+    latents = torch.arange(len(weight), device=weight.device)
+    weight.index_put_((latents, latents % weight.shape[1]), empty.to(weight.dtype), accumulate=True)
+    weight.div_(torch.where(empty, 1.0, norms).unsqueeze(1))
+
+
+def _no_places(z: Tensor) -> Tensor:
+    return torch.zeros(0, dtype=torch.int64, device=z.device)
