@@ -33,7 +33,7 @@ format: .venv/.installed-dev  ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 bench: .venv/.installed-dev  ## time the SAE step and the stream on this machine (peers too, where installed)
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/strata bench
 	$(BIN)/python benchmarks/stream.py
 
 clean:  ## remove caches and build products, never runs, models or .venv

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from machine import describe
-from rows import demo_rows
 from torch import Tensor
 
 from strata import SAEConfig
+from strata.bench.rows import demo_rows
 from strata.evaluate.held_out import reconstruction_quality
 from strata.sae.learner import Learner
 
@@ -83,7 +83,7 @@ def load(data: str, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Training and held-out rows, fp16 and fp32."""
     n_rows = args.steps * args.rows
     if data == "demo":
-        rows = demo_rows(n_rows, _N_HELD_OUT)
+        rows = demo_rows(n_rows, _N_HELD_OUT, cache=Path("build/bench-rows.safetensors"))
         return rows.train[:, :_D_IN], rows.held_out[:, :_D_IN].float()  # layers.3 alone
     ratio = float(data.removeprefix("outliers-"))
     made = with_outliers(synthetic_rows(n_rows + _N_HELD_OUT), ratio=ratio)

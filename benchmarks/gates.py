@@ -16,10 +16,10 @@ from typing import Any, get_args
 
 import torch
 from machine import describe
-from rows import BenchRows, demo_rows
 from torch import Tensor
 
 from strata import SAEConfig
+from strata.bench.rows import BenchRows, demo_rows
 from strata.config import Architecture
 from strata.sae import metrics
 from strata.sae.learner import Learner
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--revival", default="auto")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    rows = demo_rows(300 * 4096, 8192)
+    rows = demo_rows(300 * 4096, 8192, cache=Path("build/bench-rows.safetensors"))
     found = {}
     for name in args.architectures:
         found[name] = train_and_reopen(name, rows, args)

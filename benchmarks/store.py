@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import describe
-from rows import synthetic_rows
 
 from strata import LanguageModel, SAEConfig, Trainer
 from strata.activations.quantization import bytes_per_row, tensor_name
@@ -42,6 +41,7 @@ from strata.activations.store_layout import (
 )
 from strata.activations.store_plan import StorePlan
 from strata.activations.store_writing import write_store
+from strata.bench.rows import synthetic_rows
 from strata.memory import keep_freed_memory
 from strata.sae.metrics import fvu
 from strata.sae.model import SAE

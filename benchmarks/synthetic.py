@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from machine import describe
-from peers import SAELens
 from torch import Tensor
 
 from strata import SAEConfig
+from strata.bench.peers import SAELens
 from strata.sae import metrics
 from strata.sae.learner import Learner
 
@@ -85,6 +85,7 @@ def one_run(
     else:
         lr = None if variant == "default" else float(variant)
         setting: dict[str, Any] = {"n_rows": batch, "decay_share": 0.3, "window_share": 0.25}
+        setting["device"] = torch.device("cpu")
         contender = SAELens(d_in=d_in, d_sae=d_sae, k=k, lr=lr, n_steps=n_steps, seed=seed, **setting)
     start = time.perf_counter()
     for rows in train.split(batch)[:n_steps]:

@@ -1,55 +1,34 @@
-"""The peers' TopK SAEs behind one small interface, each trained by its own trainer, optimiser and bookkeeping.
+"""The peers' TopK SAEs as contenders, each trained by its own trainer, optimiser and bookkeeping.
 
 Nothing here is an optimisation or a simplification of a peer: the step that is timed is the one that its users run.
-Run as a program, it lists which peers are installed.
+`strata.bench.contender` says which keywords all of them take. On CUDA nothing of this has been executed yet.
 """
 
 import contextlib
-import functools
-import importlib.metadata
 import io
 import os
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-
-class Contender(Protocol):
-    """What the benchmarks need of an SAE trainer; rows are fp32 [rows d_in] in the model's own scale.
-
-    Contenders are made with the keywords d_in, d_sae, k, lr (None: the trainer's own default), n_steps and seed.
-    """
-
-    name: str
-
-    def prepare(self, sample: Tensor) -> None:
-        """Whatever is estimated from data before the first step, e.g. a scale. Not part of the step's time."""
-
-    def step(self, x: Tensor) -> None:
-        """One whole optimisation step."""
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Reconstruction [rows d_in], as a user of the trained SAE would get it."""
-
-    def codes(self, x: Tensor) -> Tensor:
-        """Latents [rows d_sae], dense."""
+from strata.errors import UserError
 
 
 class SAELens:
     """sae_lens' TopKTrainingSAE under its SAETrainer, in fp32 as by default.
 
     Args:
+        lr: learning rate; None is its default, 3e-4.
         sparse: `use_sparse_activations` (default of the peer: off), without `rescale_acts_by_decoder_norm`, with which
             its backward fails on a CPU.
+        autocast: its bf16 autocast (default of the peer: off).
         scaled: `normalize_activations="expected_average_only_in"` instead of "none".
         decay_share: part of the run over which the learning rate falls to 0 (default of the peer: none).
         window_share: `dead_feature_window` as a part of the run (default of the peer: 1000 steps).
     """
-
-    name = "SAELens"
-    distribution = "sae-lens"
 
     def __init__(
         self,
@@ -60,15 +39,17 @@ class SAELens:
         lr: float | None,
         n_steps: int,
         seed: int,
+        device: torch.device,
         n_rows: int = 4096,
         sparse: bool = False,
+        autocast: bool = False,
         scaled: bool = False,
         decay_share: float = 0.0,
         window_share: float | None = None,
     ) -> None:
-        from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-        from sae_lens.config import LoggingConfig, SAETrainerConfig
-        from sae_lens.training.sae_trainer import SAETrainer
+        from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig  # pyright: ignore[reportMissingImports]
+        from sae_lens.config import LoggingConfig, SAETrainerConfig  # pyright: ignore[reportMissingImports]
+        from sae_lens.training.sae_trainer import SAETrainer  # pyright: ignore[reportMissingImports]
 
         torch.manual_seed(seed)
         config = TopKTrainingSAEConfig(
@@ -78,6 +59,7 @@ class SAELens:
             use_sparse_activations=sparse,
             rescale_acts_by_decoder_norm=not sparse,
             normalize_activations="expected_average_only_in" if scaled else "none",
+            device=str(device),
         )
         rate = SAETrainerConfig.lr if lr is None else lr
         window = SAETrainerConfig.dead_feature_window if window_share is None else max(1, int(n_steps * window_share))
@@ -88,31 +70,35 @@ class SAELens:
             lr_end=rate / 10,  # what its runner fills in; the constant schedule does not read it
             lr_decay_steps=int(n_steps * decay_share),
             dead_feature_window=window,
+            autocast=autocast,
+            device=str(device),
             logger=LoggingConfig(log_to_wandb=False),
         )
         self.scaled, self.d_in = scaled, d_in
         self.trainer = SAETrainer(trainer_config, sae=TopKTrainingSAE(config), data_provider=iter(()))
 
-    def prepare(self, sample: Tensor) -> None:
+    def prepare(self, sample: Float[Tensor, "sample d_in"]) -> None:
         """Its scaling factor, where it is asked for."""
         if self.scaled:
-            with _silence():
+            with silence():
                 scaler = self.trainer.activation_scaler
                 scaler.estimate_scaling_factor(self.d_in, data_provider=iter([sample]), n_batches_for_norm_estimate=1)
 
-    def step(self, x: Tensor) -> None:
+    def step(self, x: Float[Tensor, "rows d_in"]) -> None:
         """What its `fit` does per batch, without the progress bar."""
         self.trainer.maybe_reset_sparsity()
         self.trainer.step(x)
         self.trainer.n_training_steps += 1
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
+        """By its own encode and decode."""
         scaler, sae = self.trainer.activation_scaler, self.trainer.sae
         return scaler.unscale(sae.decode(sae.encode(scaler(x))))
 
     @torch.no_grad()
-    def codes(self, x: Tensor) -> Tensor:
+    def codes(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
+        """By its own encode."""
         codes = self.trainer.sae.encode(self.trainer.activation_scaler(x))
         return codes.to_dense() if codes.is_sparse else codes
 
@@ -126,13 +112,11 @@ class Sparsify:
     fallback, as its Triton kernel needs a GPU.
 
     Args:
+        lr: learning rate; None is its default, 5e-3/√(d_sae/2^14), or for Adam 2e-4/√(d_sae/2^14).
         optimizer: "signum" (schedule-free, its default) or "adam".
         auxk_alpha: weight of its AuxK term (its default: 0, off).
         window_share: `dead_feature_threshold` as a part of the run (default of the peer: 10 million rows).
     """
-
-    name = "sparsify"
-    distribution = "eai-sparsify"
 
     def __init__(
         self,
@@ -143,14 +127,16 @@ class Sparsify:
         lr: float | None,
         n_steps: int,
         seed: int,
+        device: torch.device,
         n_rows: int = 4096,
-        optimizer: str = "signum",
+        optimizer: Any = "signum",
         auxk_alpha: float = 0.0,
         window_share: float | None = None,
     ) -> None:
-        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
-        with _silence():
-            from sparsify import SparseCoderConfig, TrainConfig, Trainer
+        if device.type == "cpu":
+            os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
+        with silence():
+            from sparsify import SparseCoderConfig, TrainConfig, Trainer  # pyright: ignore[reportMissingImports]
 
             class Quiet(Trainer):
                 """Its trainer, which writes nothing to disk at the end of every `fit`."""
@@ -172,54 +158,68 @@ class Sparsify:
             )
             if window_share is not None:
                 config.dead_feature_threshold = int(n_steps * n_rows * window_share)
-            self.model = _RowsModel(d_in)
-            self.trainer = Quiet(config, dataset=_Sequences(n_steps, n_rows), model=self.model)
+            self.model = _RowsModel(d_in, device)
+            stand_ins: dict[str, Any] = {"dataset": _Sequences(n_steps, n_rows), "model": self.model}
+            self.trainer: Any = Quiet(config, **stand_ins)
         self.sae = self.trainer.saes["rows"]
 
-    def prepare(self, sample: Tensor) -> None:
+    def prepare(self, sample: Float[Tensor, "sample d_in"]) -> None:
         """Nothing: it takes its decoder bias from the first batch."""
 
-    def step(self, x: Tensor) -> None:
+    def step(self, x: Float[Tensor, "rows d_in"]) -> None:
+        """One `fit`."""
         self.model.batch = x.unsqueeze(0)
         self.trainer.dataset = _Sequences(1, len(x))
         precision = torch.get_float32_matmul_precision()
-        with _silence():
+        with silence():
             self.trainer.fit()
         torch.set_float32_matmul_precision(precision)  # `fit` sets it for the whole process
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
+        """By its own encode and decode."""
         with self._weights_as_saved():
             encoded = self.sae.encode(x)
             return self.sae.decode(encoded.top_acts, encoded.top_indices)
 
     @torch.no_grad()
-    def codes(self, x: Tensor) -> Tensor:
+    def codes(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
+        """By its own encode."""
         with self._weights_as_saved():
             encoded = self.sae.encode(x)
-        return torch.zeros(len(x), self.sae.num_latents).scatter_(1, encoded.top_indices, encoded.top_acts)
+        dense = torch.zeros(len(x), self.sae.num_latents, dtype=encoded.top_acts.dtype, device=x.device)
+        return dense.scatter_(1, encoded.top_indices, encoded.top_acts).float()
 
     @contextlib.contextmanager
     def _weights_as_saved(self) -> Iterator[None]:
-        """Schedule-free optimisers train at one point and save another, as its `save` does."""
+        """Schedule-free optimisers train at one point and save another, as its `save` does. There and back rounds, so
+        the weights are put back as they were.
+        """
         schedule_free = [optimizer for optimizer in self.trainer.optimizers if hasattr(optimizer, "eval")]
+        if not schedule_free:
+            yield
+            return
+        before = [weight.detach().clone() for weight in self.sae.parameters()]
         for optimizer in schedule_free:
             optimizer.eval()
-        yield
-        for optimizer in schedule_free:
-            optimizer.train()
+        try:
+            yield
+        finally:
+            for optimizer in schedule_free:
+                optimizer.train()
+            for weight, value in zip(self.sae.parameters(), before, strict=True):
+                weight.data.copy_(value)
 
 
 class DictionaryLearning:
     """dictionary_learning's AutoEncoderTopK under its TopKTrainer, AuxK coefficient 1/32 as by default.
 
     Args:
+        lr: learning rate; None is its default, 2e-4/√(d_sae/2^14).
+        autocast: its bf16 autocast, which it offers on GPUs only (default of the peer: off).
         decay_share: part of the run over which the learning rate falls to 0 (default of the peer: none).
         window_share: rows without firing after which a latent is dead, as a part of the run (default: 10 million rows).
     """
-
-    name = "dictionary_learning"
-    distribution = "dictionary-learning"
 
     def __init__(
         self,
@@ -230,12 +230,16 @@ class DictionaryLearning:
         lr: float | None,
         n_steps: int,
         seed: int,
+        device: torch.device,
         n_rows: int = 4096,
+        autocast: bool = False,
         decay_share: float = 0.0,
         window_share: float | None = None,
     ) -> None:
-        from dictionary_learning.trainers.top_k import TopKTrainer
+        from dictionary_learning.trainers.top_k import TopKTrainer  # pyright: ignore[reportMissingImports]
 
+        if autocast and device.type != "cuda":
+            raise UserError("`contenders` dictionary_learning-autocast needs a GPU: the peer has it there only.")
         self.trainer = TopKTrainer(
             steps=n_steps,
             activation_dim=d_in,
@@ -247,75 +251,43 @@ class DictionaryLearning:
             warmup_steps=min(1000, n_steps // 20),  # its default of 1000 steps would never end within a short run
             decay_start=int(n_steps * (1 - decay_share)) if decay_share else None,
             seed=seed,
-            device="cpu",
+            device=str(device),
         )
         if window_share is not None:
             self.trainer.dead_feature_threshold = int(n_steps * n_rows * window_share)
-        self.n_steps_done = 0
+        self.autocast, self.n_steps_done = autocast, 0
 
-    def prepare(self, sample: Tensor) -> None:
+    def prepare(self, sample: Float[Tensor, "sample d_in"]) -> None:
         """Nothing: it takes its decoder bias from the first batch."""
 
-    def step(self, x: Tensor) -> None:
-        self.trainer.update(self.n_steps_done, x)
+    def step(self, x: Float[Tensor, "rows d_in"]) -> None:
+        """What its `trainSAE` does per batch."""
+        if self.autocast:
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                self.trainer.update(self.n_steps_done, x.to(torch.bfloat16))
+        else:
+            self.trainer.update(self.n_steps_done, x)
         self.n_steps_done += 1
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
+        """By its own forward."""
         return self.trainer.ae(x)
 
     @torch.no_grad()
-    def codes(self, x: Tensor) -> Tensor:
+    def codes(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
+        """By its own encode."""
         return self.trainer.ae.encode(x)
-
-
-PEERS: dict[str, Callable[..., Contender]] = {
-    "saelens": SAELens,
-    "saelens-sparse": functools.partial(SAELens, sparse=True),
-    "saelens-scaled": functools.partial(SAELens, scaled=True),
-    "saelens-decay": functools.partial(SAELens, decay_share=0.3),
-    "saelens-revival": functools.partial(SAELens, decay_share=0.3, window_share=0.25),
-    "sparsify": Sparsify,
-    "sparsify-adam": functools.partial(Sparsify, optimizer="adam"),
-    "sparsify-auxk": functools.partial(Sparsify, auxk_alpha=1 / 32, window_share=0.25),
-    "dictionary_learning": DictionaryLearning,
-    "dictionary_learning-revival": functools.partial(DictionaryLearning, decay_share=0.3, window_share=0.25),
-}
-"""Contenders by the name that step.py and quality.py take; the first of each family is the peer with its defaults."""
-
-
-def contender(name: str) -> Callable[..., Contender]:
-    """The maker of a contender: a peer's, or Strata's own as "strata" or "strata-<revival method>"."""
-    if name.partition("-")[0] == "strata":
-        from ours import ours
-
-        return ours(name)
-    return PEERS[name]
-
-
-def distribution(name: str) -> str:
-    """Name of the package that a peer's contender needs."""
-    maker: Any = PEERS[name]
-    return getattr(maker, "func", maker).distribution
-
-
-def version(name: str) -> str | None:
-    """Installed version of a peer, None where it is not installed."""
-    try:
-        return importlib.metadata.version(distribution(name))
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 class _RowsModel(nn.Module):
     """Looks to sparsify like a language model whose module `rows` puts out the batch."""
 
-    device = torch.device("cpu")
-
-    def __init__(self, d_in: int) -> None:
+    def __init__(self, d_in: int, device: torch.device) -> None:
         super().__init__()
+        self.device = device
         self.rows = nn.Identity()
-        self.batch = torch.zeros(1, 1, d_in)
+        self.batch = torch.zeros(1, 1, d_in, device=device)
         self.dummy_inputs = {"input_ids": torch.zeros(1, 1, dtype=torch.int64)}
 
     @property
@@ -345,11 +317,7 @@ class _Sequences:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
+    """Without what a peer prints."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
-
-
-if __name__ == "__main__":
-    for name in PEERS:
-        print(f"{name:30} {distribution(name)} {version(name) or 'is not installed'}")
