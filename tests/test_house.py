@@ -18,12 +18,13 @@ SOURCE = ROOT / "src"
 # A module belongs to the layer that names it or, failing that, its nearest parent.
 # It may import from its own layer and from lower ones, which stand above.
 LAYERS = (
-    ("words", ("strata.shapes", "strata.durations", "strata.errors", "strata.amounts")),
+    ("words", ("strata.shapes", "strata.durations", "strata.errors", "strata.amounts", "strata.cache")),
     (
         "intent",
         (
             *("strata.settings", "strata.config", "strata.collect_config", "strata.groups_config"),
             *("strata.evaluate_config", "strata.plan_config", "strata.scaling_config", "strata.doctor_config"),
+            "strata.bench_config",
             *("strata.sweep", "strata.recipes", "strata.layer_groups"),
         ),
     ),
@@ -33,6 +34,7 @@ LAYERS = (
         (
             *("strata.lm", "strata.activations", "strata.atomic", "strata.checkpoint", "strata.formats"),
             *("strata.log", "strata.loggers", "strata.signals", "strata.memory", "strata.machine"),
+            "strata.distributed",
         ),
     ),
     (
@@ -41,7 +43,15 @@ LAYERS = (
             *("strata.assignments", "strata.origins", "strata.loop", "strata.train"),
             *("strata.run", "strata.run_rows", "strata.run_folder", "strata.collect"),
             *("strata.groups", "strata.export", "strata.scaling"),
-            *("strata.evaluate", "strata.interpret", "strata.steer", "strata.plan", "strata.doctor"),
+            *(
+                "strata.evaluate",
+                "strata.interpret",
+                "strata.steer",
+                "strata.plan",
+                "strata.doctor",
+                "strata.bench",
+                "strata.distributed",
+            ),
         ),
     ),
     ("edge", ("strata.cli", "strata.flags", "strata.report", "strata.__main__")),

@@ -25,13 +25,14 @@ from strata.costs.scaling_law import Law
 from strata.costs.step import SAEShape
 from strata.errors import UserError
 from strata.lm.model import LanguageModel
+from strata.machine import free_memory as free_memory_module
+from strata.machine.free_memory import free_memory
 from strata.report.scaling import scaling_and_report, verdict, warning, write_scaling_report
-from strata.scaling import memory
 from strata.scaling.analysis import analyse, points_of, speed
 from strata.scaling.caveats import caveats
 from strata.scaling.command import scaling_run
 from strata.scaling.files import read_record
-from strata.scaling.memory import free_memory, most_side_by_side
+from strata.scaling.memory import most_side_by_side
 from strata.scaling.subject import subject_of
 from strata.scaling_config import ScalingConfig
 from strata.signals import Interrupted
@@ -262,9 +263,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with 64 GB, of which 20 GiB are available, and no container; files of it may be changed."""
     lines = "MemTotal:       62500000 kB\nMemFree:         1000000 kB\nMemAvailable:   20971520 kB\n"
     (tmp_path / "meminfo").write_text(lines)
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    monkeypatch.setattr(memory, "memory_bytes", lambda: 64e9)
+    monkeypatch.setattr(free_memory_module, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(free_memory_module, "_CGROUP", tmp_path)
+    monkeypatch.setattr(free_memory_module, "memory_bytes", lambda: 64e9)
     return tmp_path
 
 

@@ -14,7 +14,8 @@ from strata.atomic import put_folder, remove_folder, remove_leftovers, write_jso
 from strata.errors import UserError
 from strata.log import say
 
-_STATE, _RECORD = "state.pt", "checkpoint.json"
+STATE, RECORD = "state.pt", "checkpoint.json"
+TENSORS = "tensors"  # folder of those that several processes wrote: `strata.distributed.checkpoint`
 _READ_BYTES = 2**22
 
 
@@ -26,11 +27,13 @@ class Checkpoint:
         step: steps done.
         state: nested dicts of tensors and plain values.
         identity: what the run was, as given to `save_checkpoint`.
+        tensors: where several processes wrote it, the folder of the tensors that the state names.
     """
 
     step: int
     state: dict[str, Any]
     identity: dict[str, Any]
+    tensors: Path | None = None
 
 
 def save_checkpoint(
@@ -55,18 +58,23 @@ def save_checkpoint(
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        n_bytes, checksum = _write_state(unfinished / _STATE, state)
-        record = {"step": step, "bytes": n_bytes, "crc32": f"{checksum:08x}", "identity": identity or {}}
-        write_json(unfinished / _RECORD, record)
+        n_bytes, crc = write_state(unfinished / STATE, state)
+        record = {"step": step, "bytes": n_bytes, "crc32": f"{crc:08x}", "identity": identity or {}}
+        write_json(unfinished / RECORD, record)
         put_folder(unfinished, folder / f"step-{step}")
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(
-            f"A checkpoint must fit into the run folder. {folder}: {error.strerror or error}. Checkpoints written"
-            f" before are as they were: make room, or let the folder be written, then resume."
-        ) from error
+        raise unwritable(folder, error) from error
     with contextlib.suppress(OSError):  # one too many is better than a run that ends
-        _remove_others(folder, step=step, keep=keep)
+        remove_others(folder, step=step, keep=keep)
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """What is said where a checkpoint cannot be written."""
+    return UserError(
+        f"A checkpoint must fit into the run folder. {folder}: {error.strerror or error}. Checkpoints written before"
+        f" are as they were: make room, or let the folder be written, then resume."
+    )
 
 
 def load_checkpoint(folder: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
@@ -124,8 +132,8 @@ class _Checked:
         self._file.flush()
 
 
-def _write_state(path: Path, state: dict[str, Any]) -> tuple[int, int]:
-    """Write the state to disk for good; gives the number of bytes and their CRC-32."""
+def write_state(path: Path, state: dict[str, Any]) -> tuple[int, int]:
+    """Write a state to disk for good; gives the number of bytes and their CRC-32."""
     with path.open("wb") as file:
         checked = _Checked(file)
         try:
@@ -135,7 +143,8 @@ def _write_state(path: Path, state: dict[str, Any]) -> tuple[int, int]:
     return checked.n_bytes, checked.checksum
 
 
-def _remove_others(folder: Path, *, step: int, keep: int) -> None:
+def remove_others(folder: Path, *, step: int, keep: int) -> None:
+    """Remove all checkpoints but a step's and those before it, `keep` together."""
     steps = checkpoint_steps(folder)
     kept = [s for s in steps if s <= step][:keep]
     for other in steps:
@@ -147,24 +156,31 @@ def _remove_others(folder: Path, *, step: int, keep: int) -> None:
 def _read(path: Path, device: torch.device | str) -> tuple[Checkpoint | None, str]:
     """The checkpoint, or None and what is wrong with it."""
     try:
-        record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
-        n_bytes, checksum, step = int(record["bytes"]), int(record["crc32"], 16), int(record["step"])
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        n_bytes, crc, step = int(record["bytes"]), int(record["crc32"], 16), int(record["step"])
         identity = dict(record["identity"])
+        tensors = {str(name): (int(size), int(own, 16)) for name, (size, own) in record.get("tensors", {}).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return None, f"{_RECORD}: {type(error).__name__}"
+        return None, f"{RECORD}: {type(error).__name__}"
     try:
-        if (found := (path / _STATE).stat().st_size) != n_bytes:
-            return None, f"{_STATE} has {found} bytes instead of {n_bytes}"
-        if _checksum(path / _STATE) != checksum:
-            return None, f"{_STATE} does not match its checksum"
-        return Checkpoint(step, torch.load(path / _STATE, map_location=device, weights_only=True), identity), ""
+        if (found := (path / STATE).stat().st_size) != n_bytes:
+            return None, f"{STATE} has {found} bytes instead of {n_bytes}"
+        if checksum(path / STATE) != crc:
+            return None, f"{STATE} does not match its checksum"
+        for name, (size, own) in tensors.items():
+            one = path / TENSORS / name
+            if one.stat().st_size != size or checksum(one) != own:
+                return None, f"{TENSORS}/{name} does not match its checksum"
+        state = torch.load(path / STATE, map_location=device, weights_only=True)
+        return Checkpoint(step, state, identity, path / TENSORS if tensors else None), ""
     except Exception as error:  # noqa: BLE001 - torch.load raises many kinds
-        return None, f"{_STATE}: {type(error).__name__}"
+        return None, f"{STATE}: {type(error).__name__}"
 
 
-def _checksum(path: Path) -> int:
-    checksum = 0
+def checksum(path: Path) -> int:
+    """The CRC-32 of a file."""
+    found = 0
     with path.open("rb") as file:
         while part := file.read(_READ_BYTES):
-            checksum = zlib.crc32(part, checksum)
-    return checksum
+            found = zlib.crc32(part, found)
+    return found

@@ -22,6 +22,7 @@ commands:
   collect [--flags]            activations to disk, shuffled, for `strata train --activations FOLDER`
   groups [MODEL] [--flags]     how alike the layers are, and which of them could share an SAE
   evaluate RUN... [--flags]    runs side by side on held-out text: reconstruction, loss, tasks, baselines, cost
+  bench [--flags]              one SAE step on this machine beside the peers that are installed, and the floors
   doctor RUN                   whether a run goes as it should, finished or not: findings, evidence, what to do
   scaling STORE [--flags]      a sweep of widths, tokens and k, and the laws that fit it
   export FOLDER [--flags]      a run or an SAE for SAELens, sparsify, dictionary_learning, Gemma Scope, the Hub
@@ -40,6 +41,7 @@ examples:
   strata evaluate runs/layer-wise runs/grouped
   strata plan train qwen3-8b --hardware h100 --price-per-hour 3
   strata doctor runs/demo-stdlib
+  strata bench --d-in 768 --d-sae 16384                 times, memory and ratios; --quality trains the peers too
   strata export runs/demo-stdlib --format dictionary_learning
 """
 
@@ -212,11 +214,14 @@ def _with_source(words: Sequence[str]) -> list[str]:
 
 
 def _run_train(config: Any) -> list[str]:
+    from strata.distributed.ranks import joined_ranks
     from strata.memory import keep_freed_memory
     from strata.report.run import train_and_report
 
     keep_freed_memory()
-    return [str(train_and_report(config))]
+    with joined_ranks() as ranks:
+        made = str(train_and_report(config, ranks=ranks))
+    return [made] if ranks.is_first else []
 
 
 def _run_collect(config: Any) -> list[str]:
@@ -249,6 +254,18 @@ def _run_plan(planned: Any) -> list[str]:
 
     keep_freed_memory()  # as the commands that are planned do: a calibration measures what they will be like
     return plan(*planned)
+
+
+def _parse_bench(words: Sequence[str]) -> Any:
+    from strata.bench_config import BenchOptions
+
+    return parsed(BenchOptions, words, command="bench", default=BenchOptions())
+
+
+def _run_bench(config: Any) -> list[str]:
+    from strata.bench.command import bench
+
+    return bench(config)
 
 
 def _run_doctor(config: Any) -> tuple[list[str], int]:
@@ -292,6 +309,7 @@ COMMANDS = {
     "groups": Command(_parse_groups, _run_groups),
     "evaluate": Command(_parse_evaluate, _run_evaluate),
     "doctor": Command(_parse_doctor, _run_doctor),
+    "bench": Command(_parse_bench, _run_bench),
     "scaling": Command(_parse_scaling, _run_scaling),
     "export": Command(_parse_export, _run_export),
     "import": Command(_parse_import, _run_import),

@@ -10,6 +10,7 @@ from strata.settings import Auto, check_kinds, names_unknown_settings, require
 _WINDOW_ROWS = 500_000
 
 Architecture = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated"]
+Parallel = Literal["auto", "saes", "data", "latents"]
 Revival = Literal["auto", "lift", "auxk", "ghost", "resample", "none"]
 
 
@@ -185,6 +186,10 @@ class TrainConfig:
     """"auto" (CUDA where there is one), "cpu", "cuda", "cuda:1"."""
     lm_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the language model's forward; "auto" is bf16 where the hardware multiplies it fast."""
+    parallel: Parallel = "auto"
+    """What several processes (torchrun) share: "saes" deals the SAEs out to them, "data" shares the rows of each batch,
+    "latents" the latents of each SAE (TopK); "auto" is "saes" where there is one for every process, else "latents"
+    where an SAE is too large for a CUDA device, else "data". The language model runs on all of them."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
     random_weights: bool = False

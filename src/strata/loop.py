@@ -12,6 +12,9 @@ from torch import Tensor
 
 from strata.activations.source import ShuffledRows, SiteRows, layers_of
 from strata.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
+from strata.distributed.checkpoint import restored, save_shared
+from strata.distributed.replicated import ReplicatedLearner
+from strata.distributed.spread import Spread
 from strata.doctor.live import Watch
 from strata.durations import Duration
 from strata.errors import UserError
@@ -104,7 +107,8 @@ class Prepared:
         identity: what has to be the same for a training to go on, JSON-able.
         held_out: by site, rows that are measured now and then; may be empty.
         seconds: spent on the first rows (streaming: of the language model, to fill the buffer).
-        facts: of what is trained, for run.json and for those who look on: see `strata.train.prepare`.
+        facts: of what is trained, for run.json and for those who look on: see `strata.training_facts`.
+        spread: over which processes; `learners` are those of this one.
     """
 
     learners: dict[str, Learner]
@@ -116,6 +120,7 @@ class Prepared:
     held_out: Mapping[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
+    spread: Spread = field(default_factory=Spread)
 
 
 def run_loop(prepared: Prepared, recording: Recording) -> dict[str, float]:
@@ -129,16 +134,17 @@ def run_loop(prepared: Prepared, recording: Recording) -> dict[str, float]:
             written.
         Interrupted: a signal came, and a checkpoint is written.
     """
-    learners, n_steps = prepared.learners, prepared.n_steps
+    learners, n_steps, ranks = prepared.learners, prepared.n_steps, prepared.spread.ranks
     recording.check()
     step, seconds = _restore(prepared, recording) if recording.resume else (0, _seconds_before(prepared))
-    saved_step = step if recording.resume else None
+    saved_step, stopped_by = step if recording.resume else None, 0
     checkpoint_every = _steps(recording.checkpoint_every, prepared)
     batches = prepared.rows.batches(start_step=step)
     record = _Record(prepared, recording, step=step, seconds=seconds["total"])
     watch = Watch(prepared.facts)
-    bar = Progress(n_steps=n_steps, first_step=step, shown=recording.progress)
-    with closing(record), bar as progress, StopSignals(wanted=recording.folder is not None) as stop:
+    bar = Progress(n_steps=n_steps, first_step=step, shown=recording.progress and ranks.is_first)
+    stopping = StopSignals(wanted=recording.folder is not None)
+    with closing(batches), closing(record), bar as progress, stopping as stop:
         while step < n_steps:
             start = time.perf_counter()
             batch = next(batches)
@@ -155,13 +161,14 @@ def run_loop(prepared: Prepared, recording: Recording) -> dict[str, float]:
                 for finding in watch.see(line):
                     progress.note(finding)
             due = step % checkpoint_every == 0 and step < n_steps
-            if recording.checkpoints and (due or stop.received):
+            stopped_by = ranks.largest(stop.received or 0)  # all stop after the same step
+            if recording.checkpoints and (due or stopped_by):
                 _save(prepared, recording, step=step, seconds=seconds)
-                saved_step = step
-            if stop.received:
+                saved_step, stopped_by = step, ranks.largest(stop.received or 0)  # one may have come meanwhile
+            if stopped_by:
                 break
-    if stop.received:
-        raise _interrupted(recording, number=stop.received, step=saved_step, n_steps=n_steps)
+    if stopped_by:
+        raise _interrupted(recording, number=stopped_by, step=saved_step, n_steps=n_steps)
     return seconds
 
 
@@ -194,14 +201,16 @@ class _Record:
         self._prepared, self._recording = prepared, recording
         self._step, self._seconds = step, seconds
         self._held_out_every = _steps(recording.held_out_every, prepared)
-        folder = None if recording.folder is None else Path(recording.folder)
+        mine = prepared.spread.ranks.is_first
+        folder = Path(recording.folder) if mine and recording.folder is not None else None
         path = None if folder is None else folder / "metrics.jsonl"
         metrics = MetricsFile(path, keep_to_step=step if recording.resume else None)
-        trackers = open_trackers(recording.loggers, folder=folder, step=step, description=prepared.identity)
+        wanted = recording.loggers if mine else ()
+        trackers = open_trackers(wanted, folder=folder, step=step, description=prepared.identity)
         self._loggers: list[Logger] = [metrics, *trackers]
 
     def write(self, step: int, *, seconds: Mapping[str, float]) -> dict[str, Any]:
-        """Write and give back the line of a step.
+        """Write and give back the line of a step, all ranks together.
 
         Args:
             step: its number.
@@ -211,9 +220,11 @@ class _Record:
             UserError: a loss that is not finite.
         """
         prepared = self._prepared
-        statistics = {key: learner.statistics() for key, learner in prepared.learners.items()}
+        own = {key: learner.statistics() for key, learner in prepared.learners.items()}
+        statistics = self._of_all(own)
         _check_finite(statistics, step=step)
-        rates = {learner.schedule.at(step - 1) for learner in prepared.learners.values()}
+        own_rates = {key: learner.schedule.at(step - 1) for key, learner in prepared.learners.items()}
+        rates = set(self._of_all(own_rates).values())
         n_rows = (step - self._step) * prepared.batch_size
         line = {
             "step": step,
@@ -238,10 +249,21 @@ class _Record:
         passed = step // every > max(step - self._recording.log_every_steps, 0) // every
         if not rows or not (passed or step == self._prepared.n_steps):
             return None
-        return {
-            key: logged_quality(learner.finish(), rows, site=learner.site, target_site=learner.target_site)
-            for key, learner in self._prepared.learners.items()
-        }
+        found = {}
+        for key, learner in self._prepared.learners.items():
+            if not self._prepared.spread.speaks and isinstance(learner, ReplicatedLearner):
+                continue
+            sae = learner.finish()
+            if self._prepared.spread.speaks:
+                found[key] = logged_quality(sae, rows, site=learner.site, target_site=learner.target_site)
+        return self._of_all(found)
+
+    def _of_all(self, own: dict[str, Any]) -> dict[str, Any]:
+        """By key what the ranks say that trained it, in the order of the run."""
+        spread = self._prepared.spread
+        said = spread.ranks.gathered_objects(own if spread.speaks else {})
+        found = {key: value for part in said for key, value in part.items()}
+        return {key: found[key] for key in self._prepared.metadata}
 
     def close(self) -> None:
         """Close all loggers."""
@@ -269,8 +291,20 @@ def _check_finite(statistics: dict[str, dict[str, float]], *, step: int) -> None
 
 def _save(prepared: Prepared, recording: Recording, *, step: int, seconds: dict[str, float]) -> None:
     assert recording.checkpoints is not None
-    learners = {key: learner.state() for key, learner in prepared.learners.items()}
     rows = prepared.rows.state(step) if recording.keep_buffer else {}
+    if prepared.spread.ranks.size > 1:
+        save_shared(
+            recording.checkpoints,
+            ranks=prepared.spread.ranks,
+            step=step,
+            learners=prepared.learners,
+            rows=rows,
+            state={"step": step, "seconds": seconds},
+            identity=prepared.identity,
+            keep=recording.keep_checkpoints,
+        )
+        return
+    learners = {key: learner.state() for key, learner in prepared.learners.items()}
     save_checkpoint(
         recording.checkpoints,
         step=step,
@@ -283,7 +317,7 @@ def _save(prepared: Prepared, recording: Recording, *, step: int, seconds: dict[
 def _restore(prepared: Prepared, recording: Recording) -> tuple[int, dict[str, float]]:
     """Bring the learners to the last checkpoint of the folder; gives its step and the seconds spent until then."""
     assert recording.checkpoints is not None, "resume without a folder"
-    device = next(iter(prepared.learners.values())).device
+    device = next((learner.device for learner in prepared.learners.values()), torch.device("cpu"))
     found = load_checkpoint(recording.checkpoints, device=device)
     changed = [name for name, value in prepared.identity.items() if found.identity.get(name) != value]
     if changed:
@@ -291,10 +325,11 @@ def _restore(prepared: Prepared, recording: Recording) -> tuple[int, dict[str, f
             f"`resume` needs the settings, sites, model and rows of the training before. Changed: {', '.join(changed)}."
             f" Give what {recording.folder} was begun with, or start another."
         )
+    states, rows = restored(found, prepared.learners, prepared.spread.ranks)
     for key, learner in prepared.learners.items():
-        learner.load_state(found.state["learners"][key])
-    if found.state["rows"]:
-        prepared.rows.load_state(found.state["rows"])
+        learner.load_state(states[key])
+    if rows:
+        prepared.rows.load_state(rows)
     return found.state["step"], found.state["seconds"]
 
 

@@ -11,6 +11,8 @@ from strata.amounts import spent
 from strata.assignments import Assignment, assign, sites_read
 from strata.atomic import remove_folder, remove_leftovers
 from strata.config import TrainConfig
+from strata.distributed.ranks import ALONE, Ranks
+from strata.distributed.spread import Spread, chosen_spread
 from strata.errors import UserError
 from strata.groups.of_run import RunGroups, check_groups, groups_of
 from strata.lm.loading import chosen_device
@@ -33,22 +35,23 @@ from strata.sweep import check_sweep, sweep_configs
 from strata.train import Trained, prepare, train
 
 
-def train_run(config: TrainConfig, *, progress: bool = True) -> tuple[RunRows, Trained]:
+def train_run(config: TrainConfig, *, progress: bool = True, ranks: Ranks = ALONE) -> tuple[RunRows, Trained]:
     """Train as described and leave a run folder: run.json, metrics.jsonl, sae/<key>/, checkpoints while it runs.
 
     Args:
         config: the run.
         progress: say on stderr what happens.
+        ranks: the processes that train together, all of which call this; the first writes and speaks.
 
     Returns:
-        What it was trained on, for what comes next, and what was trained. A run that is resumed after its training had
-        ended gives what it left.
+        What it was trained on, for what comes next, and what was trained (of several processes to the first all, to the
+        others their own). A run that is resumed after its training had ended gives what it left.
 
     Raises:
         UserError: whatever in the description cannot be done; the folder of an earlier run then stays as it was.
         Interrupted: a signal came, and a checkpoint is written.
     """
-    folder = config.folder()
+    folder, progress = config.folder(), progress and ranks.is_first
     check_folder(folder, config)
     check_sweep(sweep_configs(config.sae, config.sweep))
     check_groups(config)
@@ -58,23 +61,32 @@ def train_run(config: TrainConfig, *, progress: bool = True) -> tuple[RunRows, T
     say(rows.summary(), shown=progress)
     groups = groups_of(config, rows, before=before, progress=progress)
     assignments = assignments_of(config, rows.sites, groups)
-    source = rows.open(sites_read(assignments))
+    source = rows.open(sites_read(assignments), ranks=ranks)
     device = chosen_device(config.device)
+    widths = {site: source.d_in(site) for site in sites_read(assignments)}
+    spread = chosen_spread(assignments, widths=widths, ranks=ranks, wanted=config.parallel, device=device)
     record = begun(config, source, device)
     if before is not None:
         check_same(before, record)
-        remove_leftovers(folder)
+        if ranks.is_first:
+            remove_leftovers(folder)
         if before["status"] == "trained":
             return rows, _load_trained(folder, before, report=config.report)
     recording = _recording(config, folder, progress=progress)
-    prepared = _prepared(rows, source, assignments, device=device)
+    prepared = _prepared(rows, source, assignments, device=device, spread=spread)
     record |= {**prepared.facts, "groups": groups.named(), "groups_measured": groups.measured()}
     say(_price(prepared.facts["predicted"]), shown=progress and before is None)
-    if before is None:
+    ranks.wait_for_all()  # all have looked at the folder
+    if before is None and ranks.is_first:
         make_folder(folder, record)
         groups.write(folder)
+    ranks.wait_for_all()
     trained = train(prepared, recording)
-    save_saes(folder, trained.saes)
+    save_saes(folder, trained.saes if spread.speaks else {}, ranks=ranks)
+    if not ranks.is_first:
+        return rows, trained
+    if ranks.size > 1:
+        trained = replace(trained, saes=load_saes(folder, trained.dead))
     seconds = {**trained.seconds, "language_model": trained.seconds["rows"]}
     ended = {"status": "trained", "dead": trained.dead, "layer_rows": trained.layer_rows, "seconds": seconds}
     write_record(folder, (before or record) | ended)
@@ -123,12 +135,15 @@ def _recording(config: TrainConfig, folder: Path, *, progress: bool) -> Recordin
     return recording
 
 
-def _prepared(rows: RunRows, source: RowSource, assignments: Mapping[str, Assignment], *, device: Any) -> Prepared:
+def _prepared(
+    rows: RunRows, source: RowSource, assignments: Mapping[str, Assignment], *, device: Any, spread: Spread
+) -> Prepared:
     """Ready to begin, with how long it should take on this machine (`strata.plan.predicted`) among its facts."""
     sites = sites_read(assignments)
     held_out = rows.held_out(sites)
     # Streamed rows are trained on where the language model leaves them, others where the description says.
-    prepared = prepare(source, assignments, device=None if rows.streams else str(device), held_out=held_out)
+    where = None if rows.streams else str(device)
+    prepared = prepare(source, assignments, device=where, held_out=held_out, spread=spread)
     price = predicted(
         rows.config,
         rows.language_model if rows.streams else None,

@@ -14,6 +14,7 @@ import torch
 from strata.activations.source import RowSource
 from strata.atomic import as_json, put_folder, write_json
 from strata.config import TrainConfig
+from strata.distributed.ranks import ALONE, Ranks
 from strata.errors import UserError
 from strata.formats import group
 from strata.machine.hardware import hardware
@@ -24,7 +25,7 @@ _RECORDED_LIBRARIES = ("strata-sae", "torch", "transformers", "tokenizers", "saf
 # Settings that do not change what is trained.
 _NOT_COMPARED = (
     *("resume", "overwrite", "report", "log_every_steps", "checkpoint_every", "keep_checkpoints", "keep_buffer"),
-    *("held_out_every", "held_out_rows", "held_out_tokens", "loggers", "out"),
+    *("held_out_every", "held_out_rows", "held_out_tokens", "loggers", "out", "parallel"),
 )
 
 
@@ -151,18 +152,27 @@ def load_saes(folder: Path, keys: Iterable[str]) -> dict[str, SAE | GroupSAE]:
     return {key: GroupSAE.load(path) if group.recognises(path) else SAE.load(path) for key, path in folders.items()}
 
 
-def save_saes(folder: Path, saes: Mapping[str, SAE | GroupSAE]) -> None:
+def save_saes(folder: Path, saes: Mapping[str, SAE | GroupSAE], *, ranks: Ranks = ALONE) -> None:
     """Write `sae/<key>/` for all keys, all of them or none.
+
+    Args:
+        folder: of the run.
+        saes: those that this process writes.
+        ranks: the processes that write together, each its own.
 
     Raises:
         UserError: they cannot be written; checkpoints are as they were.
     """
     unfinished = folder / ".sae.unfinished"
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if ranks.is_first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        ranks.wait_for_all()
         for key, sae in saes.items():
             sae.save(unfinished / key)
-        put_folder(unfinished, folder / "sae")
+        ranks.wait_for_all()
+        if ranks.is_first:
+            put_folder(unfinished, folder / "sae")
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise _unwritable(folder, error) from error

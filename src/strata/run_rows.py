@@ -14,6 +14,8 @@ from strata.activations.source import RowSource
 from strata.activations.store import open_store
 from strata.activations.stream import Stream
 from strata.config import TrainConfig
+from strata.distributed.ranks import ALONE, Ranks
+from strata.distributed.rows import SharedStream
 from strata.errors import UserError, did_you_mean
 from strata.evaluate.held_out_text import held_out_batches
 from strata.lm.model import LanguageModel
@@ -61,20 +63,32 @@ class RunRows:
         lm = self.language_model
         return f"{lm.name}: {len(self.sites)} site(s) of width {lm.d_in(self.sites[0])}; text: {self.config.data}"
 
-    def open(self, sites: list[str]) -> RowSource:
+    def open(self, sites: list[str], *, ranks: Ranks = ALONE) -> RowSource:
         """The rows of these sites: the training documents of the text.
 
+        Args:
+            sites: where to read.
+            ranks: the processes that share the work.
+
         Raises:
-            UserError: an unknown site, or a text that is none.
+            UserError: an unknown site, a text that is none, or rows in memory for several processes.
         """
         config, lm = self.config, self.language_model
         n_tokens = None if config.n_tokens == "all" else config.n_tokens
         tokens = self._training_tokens()
+        if not self.streams and ranks.size > 1:
+            raise UserError(
+                f'`activations` must be "stream" or a store for several processes. Got {config.activations!r} with'
+                f" {ranks.size}. Use strata collect, then --activations FOLDER."
+            )
         if not self.streams:
             rows = collect(lm, tokens, sites=sites, lm_dtype=config.lm_dtype, n_tokens=n_tokens)
             return Activations(rows, origin={"model": lm.fingerprint(), "text": tokens.describe()})
         buffer_tokens = None if config.buffer_tokens == "auto" else config.buffer_tokens
-        return Stream(lm, tokens, sites=sites, n_tokens=n_tokens, buffer_tokens=buffer_tokens, lm_dtype=config.lm_dtype)
+        given = {"n_tokens": n_tokens, "buffer_tokens": buffer_tokens, "lm_dtype": config.lm_dtype}
+        if ranks.size > 1:
+            return SharedStream(lm, tokens, ranks=ranks, sites=sites, **given)
+        return Stream(lm, tokens, sites=sites, **given)
 
     def held_out(self, sites: list[str]) -> dict[str, Tensor]:
         """Rows of held-out documents by site, on the CPU, to measure the training on; none if there are none."""
@@ -144,8 +158,8 @@ class StoredRows(RunRows):
         width = store.d_in(self.sites[0])
         return f"{config.activations}: {store.n_rows()} rows of {len(self.sites)} site(s) of width {width}"
 
-    def open(self, sites: list[str]) -> RowSource:
-        """The store's rows of these sites."""
+    def open(self, sites: list[str], *, ranks: Ranks = ALONE) -> RowSource:
+        """The store's rows of these sites; every process reads them for itself."""
         return self.store.only(_stored_sites(self.store.sites, sites))
 
     def held_out(self, sites: list[str]) -> dict[str, Tensor]:

@@ -13,20 +13,23 @@ from strata.activations.harvest import token_stream
 from strata.activations.source import RowSource, ShuffledRows, layers_of
 from strata.activations.store import rows_of
 from strata.activations.stream import Stream
-from strata.assignments import Assignment, assign, reads, sites_read
+from strata.assignments import Assignment, assign, sites_read
 from strata.atomic import as_json
 from strata.config import SAEConfig
+from strata.distributed.rows import ExchangedRows, shared_rows
+from strata.distributed.spread import Spread
 from strata.errors import UserError
+from strata.kernels.backend import score_dtype
 from strata.layer_groups import checked_groups
 from strata.lm.loading import chosen_device
 from strata.lm.model import LanguageModel
-from strata.lm.precision import fast_dtype
 from strata.loop import Prepared, Recording, run_loop
 from strata.origins import origins
 from strata.sae.group import GroupSAE
 from strata.sae.learner import Learner
 from strata.sae.model import SAE
 from strata.sae.normalization import Normalization
+from strata.training_facts import training_facts
 
 _NORMALIZATION_ROWS = 2**16
 _FINGERPRINT_ROWS = 256
@@ -37,7 +40,8 @@ class Trained:
     """What came out of a training.
 
     Attributes:
-        saes: by key (a site or group, with what is swept), in the model's own scale.
+        saes: by key (a site or group, with what is swept), in the model's own scale; of several processes those that
+            this one trained.
         dead: by key, the share of latents that did not fire in the last `dead_window_rows` rows.
         layer_rows: by key and site, the rows that were trained on, attention sinks left out.
         n_steps: steps of the whole run.
@@ -60,6 +64,7 @@ def prepare(
     held_out: Mapping[str, Tensor] | None = None,
     settings: Mapping[str, Any] | None = None,
     n_steps: int | None = None,
+    spread: Spread | None = None,
 ) -> Prepared:
     """Look at the source and make everything that is to be trained ready for it.
 
@@ -70,6 +75,7 @@ def prepare(
         held_out: by site, rows to measure now and then.
         settings: what else decides the rows and their order, for a training that goes on to be the same.
         n_steps: take only so many batches of the rows; None takes all.
+        spread: over which processes, all of which call this; None is this one alone.
 
     Raises:
         UserError: fewer rows than one batch, k larger than d_sae, activations that are not finite, or an `init` that
@@ -88,8 +94,10 @@ def prepare(
     if not 1 <= n_steps <= n_batches:
         raise UserError(f"`n_steps` must be in [1, {n_batches}], the batches of the rows. Got {n_steps}.")
     order = {"batch_size": config.batch_size, "n_epochs": config.num_epochs, "seed": config.seed}
-    samples = _Samples(source.shuffled(**order, reads=reads(assignments)), device)
-    learners = _learners(assignments, samples, n_steps=n_steps)
+    spread = spread or Spread()
+    rows = shared_rows(source, spread, assignments, **order)
+    samples = _Samples(rows, device)
+    learners = _learners(assignments, samples, n_steps=n_steps, spread=spread)
     return Prepared(
         learners=learners,
         rows=samples.rows,
@@ -99,47 +107,9 @@ def prepare(
         metadata={key: origins(source, one) for key, one in assignments.items()},
         identity=_identity(source, assignments, {"n_steps": n_steps, **(settings or {})}),
         held_out=_checked(held_out or {}, sites_read(assignments)),
-        facts=_facts(source, learners, config, n_steps=n_steps),
+        facts=training_facts(source, learners, assignments, n_steps=n_steps, spread=spread),
+        spread=spread,
     )
-
-
-def _facts(source: RowSource, learners: Mapping[str, Learner], config: SAEConfig, *, n_steps: int) -> dict[str, Any]:
-    """What is trained, in numbers: for run.json, and for the doctor who looks on.
-
-    Returns:
-        n_steps, n_rows, n_epochs, batch_size; mode, that of the source; saes, by key what is trained; of a stream
-        buffer_rows, forward_rows, the tokens of one pass of the language model, and context_tokens (else None).
-    """
-    streams = isinstance(source, Stream)
-    return {
-        "n_steps": n_steps,
-        "n_rows": n_steps * config.batch_size,
-        "n_epochs": config.num_epochs,
-        "batch_size": config.batch_size,
-        "mode": source.describe().get("mode"),
-        "saes": {key: _shape(learner) for key, learner in learners.items()},
-        "buffer_rows": source.buffer_rows(config.batch_size) if streams else None,
-        "forward_rows": source.tokens.text_batch_size * source.tokens.context_tokens if streams else None,
-        "context_tokens": source.tokens.context_tokens if streams else None,
-    }
-
-
-def _shape(learner: Learner) -> dict[str, Any]:
-    config = learner.config
-    return {
-        "d_in": learner.params["W_enc"].shape[1],
-        "d_sae": learner.d_sae,
-        "k": config.k,
-        "architecture": config.architecture,
-        "window_steps": learner.window_steps,
-        "revival": config.revival_method(),
-        "warmup_steps": learner.schedule.warmup_steps,
-        "decay_steps": learner.schedule.decay_steps,
-        "n_sites": 1 if learner.group is None else len(learner.group.sites),
-        "target_site": learner.target_site,
-        "centring": config.centring,
-        "sparsity_coefficient": config.sparsity_coefficient,
-    }
 
 
 class _Samples:
@@ -170,23 +140,32 @@ class _Samples:
         return self._kept[key]
 
 
-def _learners(assignments: Mapping[str, Assignment], samples: _Samples, *, n_steps: int) -> dict[str, Learner]:
+def _learners(
+    assignments: Mapping[str, Assignment], samples: _Samples, *, n_steps: int, spread: Spread
+) -> dict[str, Learner]:
+    """Those of this process. All processes look at all samples, which they may make together."""
     learners = {}
     for key, one in assignments.items():
+        if not (spread.trains(key) or isinstance(samples.rows, ExchangedRows)):
+            continue
         samples.only([one.site, one.target_site, layers_of(one.site)])
         own = samples.of(one.site)
-        learners[key] = Learner(
+        target = None if one.target_site is None else samples.of(one.target_site).to(own.device)
+        layers = None if one.group is None else samples.of(layers_of(one.site))
+        if not spread.trains(key):
+            continue
+        learners[key] = spread.learner(
             one.config,
             n_steps=n_steps,
             sample=own,
             site=one.site,
-            score_dtype=fast_dtype(own.device),
+            score_dtype=score_dtype(own.device),
             init=one.init,
-            target_sample=None if one.target_site is None else samples.of(one.target_site).to(own.device),
+            target_sample=target,
             target_site=one.target_site,
             skip=one.skip,
             group=one.group,
-            layers=None if one.group is None else samples.of(layers_of(one.site)),
+            layers=layers,
         )
     return learners
 
@@ -233,18 +212,27 @@ def train(prepared: Prepared, recording: Recording | None = None) -> Trained:
         UserError: a loss that is not finite, or nothing to resume.
         Interrupted: a signal came, and a checkpoint is written.
     """
-    learners = prepared.learners
+    learners, ranks = prepared.learners, prepared.spread.ranks
     seconds = run_loop(prepared, recording or Recording())
+    dead = {
+        key: {"dead_share": learner.dead_share(), "dead_window_rows": learner.window_steps * prepared.batch_size}
+        for key, learner in learners.items()
+    }
+    layer_rows = {key: learner.layer_rows for key, learner in learners.items()}
+    parts = ranks.gathered_objects((dead, layer_rows))
     return Trained(
         saes={key: learner.finish(prepared.metadata[key]) for key, learner in learners.items()},
-        dead={
-            key: {"dead_share": learner.dead_share(), "dead_window_rows": learner.window_steps * prepared.batch_size}
-            for key, learner in learners.items()
-        },
-        layer_rows={key: learner.layer_rows for key, learner in learners.items()},
+        dead=_by_key(prepared, [part for part, _ in parts]),
+        layer_rows=_by_key(prepared, [part for _, part in parts]),
         n_steps=prepared.n_steps,
         seconds=seconds,
     )
+
+
+def _by_key(prepared: Prepared, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What processes say of what they trained, in the order of the run."""
+    found = {key: one for part in parts for key, one in part.items()}
+    return {key: found[key] for key in prepared.metadata}
 
 
 class Trainer:

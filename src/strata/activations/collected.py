@@ -1,6 +1,6 @@
 """Activations in memory: rows by site, as `collect_activations` gives them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -104,7 +104,7 @@ class _ShuffledRows:
             return self._rows[site][rows.to(self._rows[site].device)]
         return self._take(rows, first=0)[site]
 
-    def batches(self, start_step: int = 0) -> Iterator[SiteRows]:
+    def batches(self, start_step: int = 0) -> Generator[SiteRows, None, None]:
         first = start_step * self._batch_size
         epoch, offset = divmod(first, self._n_rows)
         pending = self._permutation(epoch)[offset:] if epoch < self._n_epochs else torch.zeros(0, dtype=torch.int64)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from strata.activations.source import SiteRows, layers_of
 from strata.layer_groups import Group
+from strata.lm.transfer import moved
 
 
 class Draws:
@@ -55,8 +56,8 @@ def join(group: Group, layer: UInt8[Tensor, " rows"], parts: Mapping[str, Tensor
     first = parts[group.sites[0]]
     rows = first.new_empty((len(layer), first.shape[1]))
     for site, where in places(layer, group).items():
-        rows.index_copy_(0, where.to(rows.device), parts[site].to(rows.device))
-    return {group.name: rows, layers_of(group.name): layer.to(rows.device)}
+        rows.index_copy_(0, moved(where, rows.device), parts[site].to(rows.device))
+    return {group.name: rows, layers_of(group.name): moved(layer, rows.device)}
 
 
 def _sites(read: str | Group) -> tuple[str, ...]:

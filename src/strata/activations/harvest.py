@@ -57,7 +57,7 @@ def harvest(
         draws: what to read, with groups.
         number: of the batch among all of the training, which decides the draws.
     """
-    kept = batch.is_row.reshape(-1).nonzero().squeeze(1).to(lm.device)
+    kept = batch.is_row.reshape(-1).nonzero().squeeze(1)
     # Without pads the mask is left out: attention takes its faster path.
     mask = None if bool(batch.attention_mask.all()) else batch.attention_mask
     everywhere = len(kept) == batch.is_row.numel()
@@ -66,7 +66,7 @@ def harvest(
     layers = {} if draws is None else {group: draws.layers(group, len(kept), part=[number]) for group in groups}
     for group, layer in layers.items():
         drawn = places(layer, group)
-        wanted |= {f"{group.name}/{site}": (site, kept[where.to(kept.device)]) for site, where in drawn.items()}
+        wanted |= {f"{group.name}/{site}": (site, kept[where]) for site, where in drawn.items()}
     found = lm.rows(batch.input_ids.long(), wanted, attention_mask=mask, autocast_dtype=autocast_dtype)
     rows = {site: found.pop(site) for site in singles}
     for group, layer in layers.items():

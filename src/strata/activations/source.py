@@ -1,6 +1,6 @@
 """The one small interface through which both modes feed the trainer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Shaped
@@ -28,7 +28,7 @@ class ShuffledRows(Protocol):
         """
         ...
 
-    def batches(self, start_step: int = 0) -> Iterator[SiteRows]:
+    def batches(self, start_step: int = 0) -> Generator[SiteRows, None, None]:
         """One batch per step, from `start_step` on exactly those that an uninterrupted run would see."""
         ...
 

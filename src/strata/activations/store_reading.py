@@ -7,7 +7,7 @@ text. Order and position follow from the seed alone: going on in the middle read
 
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +188,7 @@ class StoredRows:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def batches(self, start_step: int = 0) -> Iterator[SiteRows]:
+    def batches(self, start_step: int = 0) -> Generator[SiteRows, None, None]:
         """One batch per step, from `start_step` on; read and decoded a few batches ahead.
 
         Raises:

@@ -4,16 +4,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from strata.activations.buffer import ShuffleBuffer
+from strata.activations.ahead import way_of
 from strata.activations.draws import Draws
 from strata.activations.harvest import forward_dtype, harvest
 from strata.activations.source import SiteRows
+from strata.activations.streamed_rows import StreamedRows
 from strata.errors import UserError
 from strata.layer_groups import Group
+from strata.lm.compiled import COMPILES, CompiledBlocks, pays
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch, TokenStream
 
@@ -32,6 +32,9 @@ class Stream:
         repeat: read a text with fewer rows again from its start; else it ends there.
         buffer_tokens: rows per site in the shuffle buffer; None is 65,536, or 4 batches where that is more.
         lm_dtype: precision of the forward: "auto", "fp32" or "bf16".
+        overlap: of forwards with the training: "auto" (on CUDA beside it, on another stream; on the CPU not), "thread"
+            or "off". The batches are the same bitwise. See `strata.activations.ahead`.
+        lm_compile: compile the model's blocks: "on", "off", or "auto", which does it on CUDA for long runs.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class Stream:
         repeat: bool = True,
         buffer_tokens: int | None = None,
         lm_dtype: str = "auto",
+        overlap: str = "auto",
+        lm_compile: str = "auto",
     ) -> None:
         self.lm, self.tokens, self.sites, self._repeat = lm, tokens, sites, repeat
         self._buffer_tokens = buffer_tokens
@@ -54,6 +59,11 @@ class Stream:
             raise UserError(f"`n_tokens` must be at least 1. Got {n_tokens}. Leave it out for the whole text.")
         for site in sites:
             lm.site(site)
+        way_of(overlap, lm.device)  # that it is one
+        if lm_compile not in COMPILES:
+            raise UserError(f"`lm_compile` must be one of {', '.join(COMPILES)}. Got {lm_compile!r}.")
+        self._overlap, self._lm_compile = overlap, lm_compile
+        self._compiled = CompiledBlocks(lm, sites) if lm_compile == "on" else None
 
     def d_in(self, site: str) -> int:
         """Width of a site's rows."""
@@ -91,7 +101,7 @@ class Stream:
         seed: int,
         reads: Sequence[str | Group] | None = None,
         keep_rest: bool = False,
-    ) -> "_StreamedRows":
+    ) -> StreamedRows:
         """The rows in the order of a shuffle buffer.
 
         Args:
@@ -111,8 +121,10 @@ class Stream:
                 " leave n_tokens out: the text is then kept as token ids."
             )
         n_rows = self.n_rows() * n_epochs
+        self._compile_if_it_pays(n_rows)
         draws = Draws(self.sites if reads is None else reads, seed=seed)
-        return _StreamedRows(self, draws, batch_size=batch_size, n_rows=n_rows, seed=seed, keep_rest=keep_rest)
+        way = way_of(self._overlap, self.lm.device)
+        return StreamedRows(self, draws, way, batch_size=batch_size, n_rows=n_rows, seed=seed, keep_rest=keep_rest)
 
     def token_batches(self, n_rows: int) -> Iterator[TokenBatch]:
         """Batches of the text that hold exactly n_rows rows together, each epoch from the text's start; fewer, where
@@ -139,115 +151,23 @@ class Stream:
 
     def harvest(self, batch: TokenBatch, draws: Draws, *, number: int) -> SiteRows:
         """Rows of what is read for a batch, the `number`-th of the training."""
-        dtype = self._autocast_dtype
-        return harvest(self.lm, batch, self.sites, autocast_dtype=dtype, draws=draws, number=number)
+        dtype, lm = self._autocast_dtype, self.lm
+        whole = len(batch.input_ids) == self.tokens.text_batch_size and bool(batch.attention_mask.all())
+        if self._compiled is None or not whole:
+            return harvest(lm, batch, self.sites, autocast_dtype=dtype, draws=draws, number=number)
+        with self._compiled.used_for(len(batch.input_ids)):
+            return harvest(lm, batch, self.sites, autocast_dtype=dtype, draws=draws, number=number)
+
+    def _compile_if_it_pays(self, n_rows: int) -> None:
+        known = self._repeat  # else the text may end long before
+        length = self.tokens.context_tokens
+        auto = self._compiled is None and self._lm_compile == "auto"
+        if auto and known and pays(self.lm, self.sites, n_tokens=n_rows, context_tokens=length):
+            self._compiled = CompiledBlocks(self.lm, self.sites)
 
     def describe(self) -> dict[str, Any]:
         """Model and text with their fingerprints."""
         return {"mode": "stream", "model": self.lm.fingerprint(), "text": self.tokens.describe()}
-
-
-class _StreamedRows:
-    """Forward batches in, shuffled training batches out."""
-
-    def __init__(
-        self, stream: Stream, draws: Draws, *, batch_size: int, n_rows: int, seed: int, keep_rest: bool
-    ) -> None:
-        self._draws = draws
-        self._stream, self._batch_size, self._keep_rest = stream, batch_size, keep_rest
-        self._buffer = ShuffleBuffer(min(stream.buffer_rows(batch_size), n_rows), seed=seed)
-        self._n_rows, self._n_steps_before = n_rows, 0
-        self._incoming = stream.token_batches(n_rows)
-        self._waiting: TokenBatch | None = None  # read, but the buffer has no room for it yet
-        self._n_batches = 0
-        self._storage: dict[str, Tensor] = {}
-
-    def sample(self, n_rows: int, *, site: str) -> Tensor:
-        self._fill()
-        slots = self._buffer.occupied()
-        if len(slots) > n_rows:  # the buffer is filled in reading order: rows at equal distances stand for all
-            slots = slots[np.linspace(0, len(slots) - 1, n_rows).astype(np.int64)]
-        return self._storage[site][torch.from_numpy(slots).to(self._storage[site].device)]
-
-    def batches(self, start_step: int = 0) -> Iterator[SiteRows]:
-        self._skip(start_step - self._n_steps_before)
-        while True:
-            self._fill()
-            slots = self._take()
-            if slots is None:
-                return
-            yield self._read(slots)
-
-    def state(self, step: int) -> dict[str, Any]:
-        """The buffer with its activations, after `step` steps of `batches`."""
-        return {
-            "step": step,
-            "n_batches": self._n_batches,
-            "buffer": self._buffer.state(),
-            "activations": self._storage,
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Be where `state` was taken: the text is tokenised up to there, the language model does not run."""
-        self._buffer.load_state(state["buffer"])
-        self._n_steps_before, self._n_batches, self._waiting = state["step"], state["n_batches"], None
-        device = self._stream.lm.device
-        self._storage = {site: rows.to(device) for site, rows in state["activations"].items()}
-        self._incoming = self._stream.token_batches(self._n_rows)
-        for _ in range(self._n_batches):
-            next(self._incoming)
-
-    def _take(self) -> np.ndarray | None:
-        """Slots of the next batch; of the rest, at the end and where it is kept."""
-        slots = self._buffer.take(self._batch_size)
-        n_left = len(self._buffer.occupied()) if slots is None and self._keep_rest else 0
-        return self._buffer.take(n_left) if n_left else slots
-
-    def _skip(self, n_steps: int) -> None:
-        """Repeat the bookkeeping of the first steps without the language model, then make the rows that are still in
-        the buffer.
-        """
-        passed: dict[int, TokenBatch] = {}
-        for _ in range(n_steps):
-            self._fill(passed)
-            self._take()
-            if len(passed) > 256:
-                inside = set(self._buffer.source_batch.tolist())
-                passed = {number: batch for number, batch in passed.items() if number in inside}
-        for number, batch in passed.items():
-            slots = np.flatnonzero(self._buffer.source_batch == number)
-            if len(slots):
-                rows = torch.from_numpy(self._buffer.source_row[slots])
-                harvested = self._stream.harvest(batch, self._draws, number=number)
-                self._write(slots, {site: tensor[rows.to(tensor.device)] for site, tensor in harvested.items()})
-
-    def _fill(self, passed: dict[int, TokenBatch] | None = None) -> None:
-        """Put forward batches into the buffer while they fit; with `passed`, only note them there instead of running
-        the model.
-        """
-        while True:
-            if self._waiting is None:
-                self._waiting = next(self._incoming, None)
-            if self._waiting is None or int(self._waiting.is_row.sum()) > self._buffer.n_free:
-                return
-            batch, self._waiting = self._waiting, None
-            slots = self._buffer.put(self._n_batches, int(batch.is_row.sum()))
-            if passed is None:
-                self._write(slots, self._stream.harvest(batch, self._draws, number=self._n_batches))
-            else:
-                passed[self._n_batches] = batch
-            self._n_batches += 1
-
-    def _write(self, slots: np.ndarray, rows: SiteRows) -> None:
-        for site, tensor in rows.items():
-            if site not in self._storage:
-                shape = (self._buffer.capacity, *tensor.shape[1:])
-                self._storage[site] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-            self._storage[site].index_copy_(0, torch.from_numpy(slots).to(tensor.device), tensor)
-
-    def _read(self, slots: np.ndarray) -> SiteRows:
-        places = torch.from_numpy(slots)
-        return {site: storage[places.to(storage.device)] for site, storage in self._storage.items()}
 
 
 def _compact(batch: TokenBatch) -> TokenBatch:

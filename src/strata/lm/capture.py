@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from strata.errors import UserError
 from strata.lm.sites import as_grid, first_tensor
+from strata.lm.transfer import moved
 
 
 class _AllSeen(Exception):
@@ -51,7 +52,7 @@ def capture(
             if site not in seen:
                 grid = as_grid(first_tensor(output), batch=batch, seq=seq, site=site)
                 where = None if positions is None else positions.get(site)
-                seen[site] = grid.clone() if where is None else grid.flatten(0, 1)[where.to(grid.device)]
+                seen[site] = grid.clone() if where is None else grid.flatten(0, 1)[moved(where, grid.device)]
                 if len(seen) == len(modules):
                     raise _AllSeen
 

@@ -16,9 +16,11 @@ from strata.lm.attach import Attachable, Attachment, attach
 from strata.lm.capture import capture
 from strata.lm.inputs import checked_ids, checked_mask, max_positions, vocabulary_size
 from strata.lm.loading import chosen_device, load_model, load_tokenizer
+from strata.lm.microbatch import Microbatch, Request, positions_between
 from strata.lm.precision import named_dtype
 from strata.lm.sites import Site, SiteMap
 from strata.lm.tokenization import special_token_ids
+from strata.lm.transfer import moved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,6 +45,7 @@ class LanguageModel:
         n_layers: how many blocks it has.
         vocabulary_size: token ids have to be below this.
         max_positions: the longest sequence in tokens; None if the model's configuration states none.
+        microbatch: how many sequences of a batch `rows` runs at once.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class LanguageModel:
         self.vocabulary_size = vocabulary_size(self.model)
         self.max_positions = max_positions(self.model)
         self._widths: dict[str, int] = {}
+        self.microbatch = Microbatch()
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.name!r}, {self.model_class}, {self.n_layers} layers, {self.dtype}, {self.device})"
@@ -219,7 +223,7 @@ class LanguageModel:
                 "`sites` must name at least one site. Got an empty list. Leave it out for the middle layer."
             )
         modules = {name: self._site_map.module(self.site(name)) for name in names}
-        inputs = self._inputs(input_ids, attention_mask)
+        inputs = self._inputs(*self._checked(input_ids, attention_mask))
         batch, seq = inputs["input_ids"].shape
         with self._autocast(autocast_dtype):
             read = capture(lambda: self.model(**inputs), modules, batch=batch, seq=seq)
@@ -233,11 +237,14 @@ class LanguageModel:
         attention_mask: AttentionMask | None = None,
         autocast_dtype: torch.dtype | None = None,
     ) -> dict[str, Float[Tensor, "rows _"]]:
-        """Rows at some positions of sites, in one pass as that of `activations`; nothing else is copied.
+        """Rows at some positions of sites, as `activations` reads them; nothing else is copied.
+
+        In one pass, or in a few where the batch does not fit the memory: see `strata.lm.microbatch`.
 
         Args:
             input_ids: token ids ``[batch seq]``.
-            wanted: key → a site, and the places in the flattened ``[batch seq]`` that are read there; None is all.
+            wanted: key → a site, and the places in the flattened ``[batch seq]`` that are read there, ascending; None
+                is all.
             attention_mask: as in `activations`.
             autocast_dtype: as in `activations`.
 
@@ -245,16 +252,25 @@ class LanguageModel:
             Key → ``[rows d_in]``.
 
         Raises:
-            UserError: as `activations`.
+            UserError: as `activations`, and not even one sequence fits the memory.
         """
         modules = {key: self._site_map.module(self.site(site)) for key, (site, _) in wanted.items()}
+        ids, mask = self._checked(input_ids, attention_mask)
+        batch, seq = ids.shape
         positions = {key: where for key, (_, where) in wanted.items() if where is not None}
-        inputs = self._inputs(input_ids, attention_mask)
-        batch, seq = inputs["input_ids"].shape
-        with self._autocast(autocast_dtype):
-            read = capture(lambda: self.model(**inputs), modules, batch=batch, seq=seq, positions=positions)
-        flat = {key: tensor if key in positions else tensor.flatten(0, 1) for key, tensor in read.items()}
-        return {key: tensor.to(self.dtype) for key, tensor in flat.items()}
+        n_rows = {key: len(positions[key]) if key in positions else batch * seq for key in wanted}
+
+        def part(first: int, end: int) -> dict[str, Tensor]:
+            whole = end - first == batch
+            here = {k: p if whole else positions_between(p, first * seq, end * seq) for k, p in positions.items()}
+            inputs = self._inputs(ids[first:end], None if mask is None else mask[first:end])
+            with self._autocast(autocast_dtype):
+                read = capture(lambda: self.model(**inputs), modules, batch=end - first, seq=seq, positions=here)
+            flat = {key: tensor if key in positions else tensor.flatten(0, 1) for key, tensor in read.items()}
+            return {key: tensor.to(self.dtype) for key, tensor in flat.items()}
+
+        sites = {key: site for key, (site, _) in wanted.items()}
+        return self.microbatch.run(part, Request(self, sites, n_rows, n_sequences=batch, context_tokens=seq))
 
     def logits(
         self, input_ids: Ids, *, attention_mask: AttentionMask | None = None
@@ -270,7 +286,7 @@ class LanguageModel:
         Raises:
             UserError: the model has no language-model head; wrong ids, as in `activations`.
         """
-        output = self.model(**self._inputs(input_ids, attention_mask))
+        output = self.model(**self._inputs(*self._checked(input_ids, attention_mask)))
         if getattr(output, "logits", None) is None:
             raise UserError(f"`model` must have a language-model head to give logits. Got {self.model_class}.")
         return output.logits
@@ -298,12 +314,14 @@ class LanguageModel:
 
         return train_at_site(self, dataset, site, target_site=target_site, config=config, **options)
 
-    def _inputs(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
+    def _checked(self, input_ids: Any, attention_mask: Any) -> tuple[Tensor, Tensor | None]:
         ids = checked_ids(input_ids, vocabulary=self.vocabulary_size, positions=self.max_positions)
-        mask = checked_mask(attention_mask, batch=ids.shape[0], seq=ids.shape[1])
-        inputs: dict[str, Any] = {"input_ids": ids.to(self.device)}
+        return ids, checked_mask(attention_mask, batch=ids.shape[0], seq=ids.shape[1])
+
+    def _inputs(self, ids: Tensor, mask: Tensor | None) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": moved(ids, self.device)}
         if mask is not None:
-            inputs["attention_mask"] = mask.to(self.device, torch.long)
+            inputs["attention_mask"] = moved(mask.long(), self.device)
         if "use_cache" in inspect.signature(self.model.forward).parameters:
             inputs["use_cache"] = False
         return inputs

@@ -8,6 +8,7 @@ from typing import Any
 from strata.activations.harvest import collect
 from strata.atomic import write_json
 from strata.config import TrainConfig
+from strata.distributed.ranks import ALONE, Ranks
 from strata.errors import UserError
 from strata.evaluate.examples import feature_examples
 from strata.evaluate.held_out_text import held_out_batches
@@ -26,15 +27,20 @@ from strata.sae.model import SAE
 from strata.train import Trained
 
 
-def train_and_report(config: TrainConfig, *, progress: bool = True) -> Path:
+def train_and_report(config: TrainConfig, *, progress: bool = True, ranks: Ranks = ALONE) -> Path:
     """Train as described; unless `config.report` is off also evaluate, pick example features and write the page.
+
+    Args:
+        config: the run.
+        progress: say on stderr what happens.
+        ranks: the processes that train together; the first evaluates and writes, the others are done then.
 
     Returns:
         report/index.html, or the run folder when no report was wanted.
     """
     folder = config.folder()
-    rows, trained = train_run(config, progress=progress)
-    if not config.report:
+    rows, trained = train_run(config, progress=progress, ranks=ranks)
+    if not config.report or not ranks.is_first:
         return folder
     start = time.perf_counter()
     say("evaluating on held-out text", shown=progress)

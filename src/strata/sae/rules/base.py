@@ -5,7 +5,7 @@ autograd; `kernels.reference` says the same densely and judges it.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -105,7 +105,8 @@ def _joined_entries(pieces: list[Entries]) -> Entries:
     for one in listed:
         rows.append(one.rows + first)
         first += one.n_rows
-    return SparseEntries(torch.cat(rows), torch.cat([one.latents for one in listed]), n_rows, d_sae)
+    latents = torch.cat([one.latents for one in listed])
+    return replace(listed[0], rows=torch.cat(rows), latents=latents, n_rows=n_rows)
 
 
 def _added(tensors: list[Tensor]) -> Tensor:

@@ -1,5 +1,7 @@
 """Matryoshka over BatchTopK: every prefix of the latents is a dictionary of its own."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,6 +21,10 @@ class Matryoshka(BatchTopK):
     Differs: the paper sums over the prefixes; the mean keeps the loss's scale.
     """
 
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._ends: Int[Tensor, " prefixes"] | None = None
+
     def step(self, batch: Batch, params: Params, *, score_dtype: torch.dtype) -> Outcome:
         """Loss and gradients of one batch."""
         pre, entries = self.look(batch, params, score_dtype=score_dtype)
@@ -34,7 +40,7 @@ class Matryoshka(BatchTopK):
         # A latent of prefix p stands in the reconstructions of p and of all longer ones.
         d_added = d_outputs.flip(1).cumsum(1).flip(1).reshape(n_rows * n_prefixes, -1)
 
-        by_bag = SparseEntries(bags, entries.latents, n_rows * n_prefixes, self.d_sae)
+        by_bag = replace(entries, rows=bags, n_rows=n_rows * n_prefixes)
         d_pre = by_bag.dot(d_added, W_dec) * (values > 0)
         d_scores = entries.sum_by_latent(d_pre)
         losses = residuals.square().sum((0, 2)) * batch.share
@@ -56,12 +62,14 @@ class Matryoshka(BatchTopK):
     def _prefix_of(self, latents: Int[Tensor, " entries"]) -> Int[Tensor, " entries"]:
         """The shortest prefix that holds each latent."""
         ends = [max(1, round(share * self.d_sae)) for share in self.config.matryoshka_prefixes]
-        return torch.bucketize(latents, torch.tensor(ends, device=latents.device), right=True)
+        if self._ends is None:  # kept: a copy from the host in every step would be waited for
+            self._ends = torch.tensor(ends, device=latents.device)
+        return torch.bucketize(latents, self._ends, right=True)
 
     def _decode_bags(
         self, values: Tensor, bags: Tensor, entries: SparseEntries, W_dec: Tensor, *, n_bags: int
     ) -> Float[Tensor, "bags d_out"]:
         """What the entries of each row and prefix add to the reconstruction."""
         order = torch.sort(bags, stable=True).indices
-        sorted_entries = SparseEntries(bags[order], entries.latents[order], n_bags, self.d_sae)
+        sorted_entries = replace(entries, rows=bags[order], latents=entries.latents[order], n_rows=n_bags)
         return sorted_entries.decode(values[order], W_dec)
