@@ -146,7 +146,7 @@ def states(prepared: Prepared) -> dict[str, Any]:
 
 def as_micro_batches(prepared: Prepared, n_parts: int) -> Prepared:
     for learner in prepared.learners.values():
-        learner.micro_rows = prepared.batch_size // n_parts
+        learner.pieces.n_rows = prepared.batch_size // n_parts
     return prepared
 
 

@@ -113,6 +113,9 @@ class Sums:
         self.n_done += 1
         return self.n_done == self.new_shapes_after
 
+    def new_lines(self) -> list[str]:
+        return [f"{self.n_done} done"]
+
 
 def total_of(sums: Sums, n_steps: int) -> tuple[float, GraphedSteps]:
     steps = GraphedSteps(sums)
@@ -138,7 +141,7 @@ class TestRecordedSteps:
         found, steps = total_of(sums, 12)
         assert found == WANTED
         assert sums.n_device_steps == 3 + 1 + 1  # warm-up, the recording, the short batch
-        assert not steps.lines
+        assert steps.new_lines() == ["12 done"]
 
     def test_they_are_recorded_again_when_their_shapes_change(self):
         sums = Sums(torch.device("cuda"), new_shapes_after=6)
@@ -148,4 +151,4 @@ class TestRecordedSteps:
     def test_what_cannot_be_recorded_runs_as_it_is_with_a_line(self):
         found, steps = total_of(Sums(torch.device("cuda"), reads_back=True), 12)
         assert found == WANTED
-        assert "could not be recorded" in steps.lines[0]
+        assert "could not be recorded" in steps.new_lines()[0]

@@ -8,12 +8,16 @@ import os
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from strata.config import SAEConfig
 from strata.kernels import backend, pytorch, reference, select, triton
 from strata.kernels.entries import SparseEntries
 from strata.kernels.padded import PaddedEntries
+from strata.layer_groups import Group
+from strata.sae import learner as learner_module
 from strata.sae.learner import Learner
+from strata.sae.rules.threshold import ThresholdRule
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -57,6 +61,28 @@ def padded(entries, n_more=9, n_dropped=0):
     latents = torch.cat([entries.latents, more[1]])
     latents[:n_dropped] = entries.d_sae
     return PaddedEntries(torch.cat([entries.rows, more[0]]), latents, entries.n_rows, entries.d_sae)
+
+
+class NothingIsReadBack(TorchDispatchMode):
+    """Refuses what would make the host wait for a CUDA device: reading a number, results whose length is in the data,
+    and numbers that are copied there from the host's memory.
+    """
+
+    READING = ("_local_scalar_dense", "item", "is_nonzero", "equal")
+    COUNTING = ("nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "unique_consecutive")
+    COPYING = ("lift_fresh", "lift_fresh_copy")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = name.startswith(("index", "_index")) and any(
+            part is not None and part.dtype in (torch.bool, torch.uint8)
+            for part in (args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ())
+        )
+        by_value = name in ("masked_fill", "masked_fill_") and isinstance(args[2], torch.Tensor)
+        counted = name == "repeat_interleave" and func._overloadname == "Tensor"
+        if name in self.READING + self.COUNTING + self.COPYING or masks or by_value or counted:
+            raise AssertionError(f"the host waits: {func}")
+        return func(*args, **(kwargs or {}))
 
 
 def with_tail(values, n_more=9):
@@ -123,6 +149,25 @@ class TestSelection:
         assert long[1][-5:].tolist() == [4] * 5
         assert long[2][-5:].tolist() == [60] * 5
         assert long[0][-5:].tolist() == [0.0] * 5
+
+    @pytest.mark.parametrize("kernels", [pytorch, triton])
+    @pytest.mark.parametrize("size", [1.0, 300.0])
+    def test_near_the_floor_a_score_in_bf16_is_not_trusted(self, kernels, size):
+        """Every score is a hair above its floor, or below: less than what bf16 rounds away."""
+        z, weight, _ = weights(1, 64, 200)
+        z *= size
+        side = torch.where(torch.arange(200) % 2 == 0, 1e-4, -1e-4) * size
+        for floor in (torch.zeros(200), torch.rand(200) * size):
+            bias = floor + side - (z @ weight.t())[0]
+            _, _, latents = kernels.above(z, weight, bias, floor, score_dtype=torch.bfloat16)
+            assert latents.tolist() == list(range(0, 200, 2))
+
+    def test_what_is_far_below_the_floor_is_not_computed_again(self):
+        z, weight, bias = weights(50, 64, 40)
+        limits = pytorch.lowered(torch.tensor(1.0), z, weight, bias, score_dtype=torch.bfloat16)
+        assert limits.dtype == torch.bfloat16
+        assert bool((limits < 1).all())
+        assert bool((limits > 0.9).all())
 
     def test_nothing_above(self):
         found = triton.above(*weights(3, 4, 10), torch.tensor(1e6), score_dtype=torch.bfloat16)
@@ -271,7 +316,8 @@ class TestSteps:
         found = {}
         for kernels in ("pytorch", "triton"):
             learner = self.learner(architecture, monkeypatch, dead_feature_window=1)
-            learner.rule.dense_share = dense_share  # 0: all entries are looked at; 1: they are listed
+            if isinstance(learner.rule, ThresholdRule):
+                learner.rule.dense_share = dense_share  # 0: all entries are looked at; 1: they are listed
             monkeypatch.setenv("STRATA_KERNELS", kernels)
             for _ in range(2):
                 learner.step(self.rows())
@@ -320,3 +366,109 @@ class TestSteps:
         for name, gradient in outcome.gradients.items():
             dense = gradient if isinstance(gradient, torch.Tensor) else gradient.dense()
             torch.testing.assert_close(dense, params[name].grad, rtol=1e-3, atol=1e-5)
+
+
+class TestNobodyWaits:
+    """The recorded part of a step, and what the host does before it."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch):
+        monkeypatch.setattr(learner_module, "REVIVAL_REFRESH_STEPS", 1)
+
+    def begun(
+        self, architecture, monkeypatch, *, kind="sae", dense_share=1.0, micro_rows=None, **settings
+    ) -> tuple[Learner, list]:
+        """A learner after three steps, the last one with Triton's kernels, and a batch of its rows."""
+        generator = torch.Generator(DEVICE).manual_seed(3)
+        x = torch.randn(64, 3, generator=generator) + 2
+        config = SAEConfig(
+            expansion_factor=4, k=1, batch_size=4, architecture=architecture, dead_feature_window=1, **settings
+        )
+        layers = (torch.arange(64) % 2).to(torch.uint8)
+        given = {
+            "sae": {},
+            "transcoder": {"target_sample": x * 2, "target_site": "mlp", "skip": True},
+            "group": {"group": Group(sites=("a", "b")), "layers": layers},
+        }[kind]
+        learner = Learner(config, n_steps=50, sample=x, **given)
+        learner.pieces.n_rows = micro_rows
+        if isinstance(learner.rule, ThresholdRule):
+            learner.rule.dense_share = dense_share
+        rows = [x[:4], x[:4] * 2 if kind == "transcoder" else None, layers[:4] if kind == "group" else None]
+        for kernels in ("pytorch", "pytorch", "triton"):
+            monkeypatch.setenv("STRATA_KERNELS", kernels)
+            learner.step(*rows)
+        return learner, rows
+
+    @pytest.mark.parametrize(
+        ("architecture", "settings"),
+        [
+            *((architecture, {}) for architecture in ("matryoshka", "jumprelu", "relu", "gated")),
+            ("jumprelu", {"dense_share": 0.0}),
+            ("batchtopk", {"kind": "transcoder", "micro_rows": 2}),
+            ("topk", {"kind": "group", "revival": "ghost"}),
+        ],
+    )
+    def test_a_step_reads_nothing_back(self, architecture, settings, monkeypatch):
+        learner, rows = self.begun(architecture, monkeypatch, **settings)
+        assert 0 < len(learner.state()["dead_latents"]) < len(learner.dead_latents) == 12
+        fired = learner.last_fired_step.clone()
+        with NothingIsReadBack():
+            learner.before_device_step()
+            learner.device_step(*rows)
+        learner.after_device_step(*rows)
+        assert not torch.equal(learner.last_fired_step, fired)
+        assert learner.statistics()["loss"] > 0
+
+    def test_what_would_wait_is_seen(self):
+        x, long = torch.ones(3), torch.arange(3)
+        waiting = [
+            lambda: x.sum().item(),
+            lambda: bool(x.any()),
+            lambda: int(long[1]),
+            lambda: x[x > 0],
+            (x > 0).nonzero,
+            lambda: torch.bincount(long),
+            lambda: torch.tensor(2.0, device=DEVICE) + x,
+            lambda: torch.as_tensor(2.0, device=DEVICE) + x,
+            lambda: x.masked_fill_(x > 0, x[0]),
+            lambda: x.repeat_interleave(long),
+        ]
+        for one in waiting:
+            with pytest.raises(AssertionError, match="the host waits"), NothingIsReadBack():
+                one()
+
+    @pytest.mark.parametrize("architecture", ["batchtopk", "gated"])
+    def test_what_the_device_changes_stays_where_it_is(self, architecture, monkeypatch):
+        """A recorded step writes to the same memory in every replay."""
+        learner, rows = self.begun(architecture, monkeypatch)
+        before = addresses(learner)
+        assert {"/rule/steering/coefficient", "/rule/floor"} & set(before)
+        learner.step(*rows)
+        assert addresses(learner) == before
+
+    def test_a_checkpoint_of_padded_lists_goes_on_with_exact_ones(self, monkeypatch):
+        learner, rows = self.begun("topk", monkeypatch)
+        state, n_dead = copy.deepcopy(learner.state()), int((learner.dead_latents < 12).sum())
+        assert 0 < n_dead < len(learner.dead_latents) == 12
+        for kernels, length in (("triton", 12), ("pytorch", n_dead)):
+            monkeypatch.setenv("STRATA_KERNELS", kernels)
+            learner.load_state(copy.deepcopy(state))
+            assert len(learner.dead_latents) == length
+            assert torch.equal(learner.state()["dead_latents"], state["dead_latents"])
+            learner.step(*rows)
+
+
+def addresses(learner: Learner) -> dict[str, int]:
+    """Where the tensors of a learner's state lie, but rows that the host keeps."""
+    state = {name: part for name, part in learner.state().items() if name not in ("recent", "dead_latents")}
+    own = {"dead": learner.dead_latents, "now": learner._now, "lr": learner._lr}
+    found, left = {}, [("", state | own)]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, torch.Tensor):
+            found[path] = value.data_ptr()
+        elif isinstance(value, dict | list):
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+            left += [(f"{path}/{name}", part) for name, part in parts]
+    return found

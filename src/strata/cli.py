@@ -215,10 +215,10 @@ def _with_source(words: Sequence[str]) -> list[str]:
 
 def _run_train(config: Any) -> list[str]:
     from strata.distributed.ranks import joined_ranks
-    from strata.memory import keep_freed_memory
+    from strata.memory import settle_memory
     from strata.report.run import train_and_report
 
-    keep_freed_memory()
+    settle_memory()
     with joined_ranks() as ranks:
         made = str(train_and_report(config, ranks=ranks))
     return [made] if ranks.is_first else []
@@ -226,33 +226,33 @@ def _run_train(config: Any) -> list[str]:
 
 def _run_collect(config: Any) -> list[str]:
     from strata.collect import collect_run
-    from strata.memory import keep_freed_memory
+    from strata.memory import settle_memory
 
-    keep_freed_memory()
+    settle_memory()
     return [str(collect_run(config))]
 
 
 def _run_groups(config: Any) -> list[str]:
-    from strata.memory import keep_freed_memory
+    from strata.memory import settle_memory
     from strata.report.groups import groups_and_report
 
-    keep_freed_memory()
+    settle_memory()
     return [str(groups_and_report(config))]
 
 
 def _run_evaluate(config: Any) -> list[str]:
-    from strata.memory import keep_freed_memory
+    from strata.memory import settle_memory
     from strata.report.comparison import evaluate_and_report
 
-    keep_freed_memory()
+    settle_memory()
     return [str(evaluate_and_report(config))]
 
 
 def _run_plan(planned: Any) -> list[str]:
-    from strata.memory import keep_freed_memory
+    from strata.memory import settle_memory
     from strata.plan.command import plan
 
-    keep_freed_memory()  # as the commands that are planned do: a calibration measures what they will be like
+    settle_memory()  # as the commands that are planned do: a calibration measures what they will be like
     return plan(*planned)
 
 
@@ -264,7 +264,9 @@ def _parse_bench(words: Sequence[str]) -> Any:
 
 def _run_bench(config: Any) -> list[str]:
     from strata.bench.command import bench
+    from strata.memory import settle_memory
 
+    settle_memory()  # as a training does; it serves all contenders
     return bench(config)
 
 
@@ -275,10 +277,10 @@ def _run_doctor(config: Any) -> tuple[list[str], int]:
 
 
 def _run_scaling(config: Any) -> list[str]:
-    from strata.memory import keep_freed_memory
+    from strata.memory import settle_memory
     from strata.report.scaling import scaling_and_report
 
-    keep_freed_memory()
+    settle_memory()
     return [str(scaling_and_report(config))]
 
 

@@ -27,6 +27,22 @@ class MissingExtraError(UserError):
         )
 
 
+_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory was not to be had: torch's on CUDA, its allocator's on the CPU, Python's.
+
+    Args:
+        error: anything that a forward or a step may raise.
+    """
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error sentence on an unknown name: the nearest known one if there is one near, and all of them if
     they are few.

@@ -151,6 +151,9 @@ def run_loop(prepared: Prepared, recording: Recording) -> dict[str, float]:
             got_rows = time.perf_counter()
             step_all(learners, batch)
             step += 1
+            for key, learner in learners.items():
+                for happened in learner.new_lines():
+                    progress.note(f"{key}: {happened}")
             end = time.perf_counter()
             for part, spent in (("rows", got_rows - start), ("sae", end - got_rows), ("total", end - start)):
                 seconds[part] += spent

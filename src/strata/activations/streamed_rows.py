@@ -11,8 +11,7 @@ from strata.activations.ahead import Forwards, Way
 from strata.activations.buffer import ShuffleBuffer
 from strata.activations.draws import Draws
 from strata.activations.source import SiteRows
-from strata.errors import UserError
-from strata.lm.microbatch import is_out_of_memory
+from strata.errors import UserError, is_out_of_memory
 from strata.lm.tokens import TokenBatch
 from strata.lm.transfer import moved
 

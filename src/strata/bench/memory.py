@@ -39,7 +39,8 @@ def peak_bytes(name: str, setting: dict[str, Any], *, progress: bool = True) -> 
     source = str(Path(__file__).parents[2])
     path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH")) if part)
     command = [sys.executable, "-m", "strata.bench.memory", json.dumps(setting | {"name": name})]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    environment = {**os.environ, "PYTHONPATH": path, "THP_MEM_ALLOC_ENABLE": "0"}  # as who uses a library has it
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         say(f"memory of {name} could not be measured: {last}", shown=progress)

@@ -18,7 +18,7 @@ PROCESS_BYTES = 430e6
 
 _SAMPLE_ROWS = 65_536  # from which a normalisation is estimated (strata.train)
 _SAMPLE_COPIES = 3  # of them at once: those that are no sinks, centred, squared (strata.sae.normalization)
-_CHUNK_BYTES = 24 * 2**20  # of scores at a time (strata.kernels.select)
+_CHUNK_BYTES = 24 * 2**20  # of scores at a time (strata.kernels.pytorch)
 _GUESS_BYTES = 256 * (4 + 16)  # per latent: scores of 256 rows, and what torch sorts them with (strata.kernels.select)
 _RECENT_ROWS, _MOST_RECENT_ROWS = 8192, 65_536  # kept for the thresholds of a finished SAE (strata.sae.learner)
 _ENTRY_BYTES = 44  # of an entry of a code: value, row and latent, each twice while lists are joined
@@ -257,12 +257,17 @@ def _making(sae: SAEShape, n_sampled: int) -> float:
 
 
 def _step_bytes(sae: SAEShape, batch_size: int) -> float:
-    """What a step takes: scores, or later gradients; the batch, and the entries of its code."""
+    """What a step takes: the encoder in the precision that selects, and the scores of some rows; the batch, and the
+    entries of its code. There is no gradient of the weights' size.
+
+    Counted for bf16 and scores in pieces of 24 MB (CUDA); the C++ kernels take half of the one and a twentieth of the
+    other, and the kernels in PyTorch, where there is no compiler, hold five arrays of a matrix's size in its update.
+    """
     d_out = sae.d_out or sae.d_in
-    scores = min(_CHUNK_BYTES, 4.0 * batch_size * sae.d_sae) * 1.25
+    scores = 2.0 * sae.d_in * sae.d_sae + min(_CHUNK_BYTES, 4.0 * batch_size * sae.d_sae)
     n_entries = batch_size * sae.k * (1 if sae.architecture == "topk" else 2)
     code = _ENTRIES_PASSES * _ENTRY_BYTES * n_entries
-    return max(scores, _weight_bytes(sae)) + 4.0 * _ROW_COPIES * batch_size * (sae.d_in + d_out) / 2 + code
+    return scores + 4.0 * _ROW_COPIES * batch_size * (sae.d_in + d_out) / 2 + code
 
 
 def _finishing(sae: SAEShape) -> float:

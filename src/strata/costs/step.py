@@ -5,7 +5,7 @@ from typing import Literal
 
 _REVIVAL_ROWS, _REVIVAL_LATENTS = 512, 1024  # the most that the revival term looks at (strata.sae.learner)
 _DEAD_SHARE = 0.05  # assumed of the latents; Strata's recorded runs lie at 0 to 9 % (docs/dead-latents.md)
-_WEIGHT_BYTES = 44  # per weight: gradient made and read, two moments and the weight read and written, decoder's norm
+_WEIGHT_BYTES = 26  # per weight: two moments and the weight read and written, its copy in the precision that selects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,8 @@ class StepWork:
         """Bytes that travel between memory and processor if nothing but a chunk of scores stays in a cache.
 
         Scores are written and read once; of what fired each of five passes reads a row of d_in numbers per entry; the
-        optimiser takes 44 bytes a weight; rows are read and written five times in all.
+        optimiser takes 26 bytes a weight (all latents counted; those that are not listed take none); rows are read and
+        written five times in all.
         """
         gathered = self.sparse_flops / 2 * 4
         return 2 * score_bytes * self.n_scores + gathered + _WEIGHT_BYTES * self.n_weights + 5 * 4 * self.n_numbers

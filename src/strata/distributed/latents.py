@@ -19,7 +19,7 @@ from strata.sae.group import GroupSAE
 from strata.sae.learner import REVIVAL_LATENTS, REVIVAL_REFRESH_STEPS, REVIVAL_ROWS, Learner
 from strata.sae.model import SAE, Transcoder
 from strata.sae.optim import UnitRowAdam
-from strata.sae.rules.base import Batch, Outcome, joined, weight_gradient
+from strata.sae.rules.base import Batch, Outcome, joined, sum_of_squares, weight_gradient
 
 _PER_LATENT = ("W_enc", "W_dec", "b_enc")
 
@@ -80,7 +80,8 @@ class LatentShard(Learner):
 
     def _outcome(self, batch: Batch) -> Outcome:
         """Of all rows, in the own latents."""
-        pieces = [batch] if self.micro_rows is None else batch.slices(self.micro_rows)
+        n_rows = self.pieces.n_rows  # as given: ranks that ran out of memory one by one would wait for each other
+        pieces = [batch] if n_rows is None else batch.slices(n_rows)
         return joined([self._piece(piece) for piece in pieces])
 
     def _piece(self, batch: Batch) -> Outcome:
@@ -98,9 +99,10 @@ class LatentShard(Learner):
             entries=entries,
             values=values,
             residual=residual,
-            loss=residual.square().sum() * batch.share,
+            loss=sum_of_squares(residual) * batch.share,
             penalty=torch.zeros_like(batch.n_kept),
-            d_output=residual * slope,
+            d_rows=residual,
+            slope=slope,
             d_scores=d_scores,
             gradients={
                 "W_enc": weight_gradient(entries, d_pre, batch.inputs),

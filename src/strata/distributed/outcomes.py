@@ -34,7 +34,8 @@ def packed(outcome: Outcome, batch: Batch) -> UInt8[Tensor, " n"]:
         "residual": writer.tensor(outcome.residual),
         "loss": writer.tensor(outcome.loss),
         "penalty": writer.tensor(outcome.penalty),
-        "d_output": writer.tensor(outcome.d_output),
+        "d_rows": writer.tensor(outcome.d_rows),
+        "slope": writer.tensor(outcome.slope),
         "d_scores": writer.tensor(outcome.d_scores),
         "gradients": {name: writer.gradient(one) for name, one in outcome.gradients.items()},
     }
@@ -53,7 +54,8 @@ def unpacked(letter: UInt8[Tensor, " n"], batch: Batch) -> Outcome:
         residual=reader.named["residual"],
         loss=reader.tensor(content["loss"]),
         penalty=reader.tensor(content["penalty"]),
-        d_output=reader.tensor(content["d_output"]),
+        d_rows=reader.tensor(content["residual" if content["d_rows"] == content["residual"] else "d_rows"]),
+        slope=reader.tensor(content["slope"]),
         d_scores=reader.tensor(content["d_scores"]),
         gradients={name: reader.gradient(one) for name, one in content["gradients"].items()},
     )
@@ -63,8 +65,7 @@ class _Writer:
     """Tensors by number, each once; `None` in place of the number says by name what the receiver has."""
 
     def __init__(self, outcome: Outcome, batch: Batch) -> None:
-        slope = -2 * batch.share
-        self._made = {"slope·residual": outcome.residual * slope, "slope·values": outcome.values * slope}
+        self._made = {"slope·values": outcome.values * (-2 * batch.share)}
         self._places: dict[int, Any] = {id(batch.inputs): "inputs"}
         self._lists: dict[int, dict[str, Any]] = {}
         self._tensors: list[Tensor] = []

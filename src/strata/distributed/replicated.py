@@ -16,7 +16,7 @@ class ReplicatedLearner(Learner):
 
     All ranks are given the whole batch. Each finds the outcome (selection, reconstruction, gradients) of its share of
     the rows, the outcomes are gathered, and every rank makes the same update from all of them, in the order of ranks.
-    It is the training of one process whose `micro_rows` are the share.
+    It is the training of one process whose `pieces.n_rows` are the share.
 
     Differs: DistributedDataParallel all-reduces dense gradients, 2·d·d_sae numbers a step; here what fired travels, 16
     bytes an entry and d numbers a row (`strata.distributed.outcomes`), and the order of the sums is fixed. Rules that

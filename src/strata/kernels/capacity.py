@@ -1,6 +1,6 @@
 """How long the lists of entries are where nobody waits for the device to count them."""
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -90,3 +90,14 @@ class Capacity:
         self._needed.fill_(state["needed"])
         self._read.fill_(state["read"])
         self._arrived = None
+
+
+@runtime_checkable
+class KeepsCapacity(Protocol):
+    """What selects into lists of a fixed length."""
+
+    capacity: Capacity
+
+    def look_at_capacity(self) -> bool:
+        """After every step with such lists, on the host: True where the next one's have another length."""
+        ...

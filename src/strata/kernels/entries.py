@@ -47,6 +47,11 @@ class SparseEntries:
         return kernels(self.latents.device).by_latent(self.latents, self.d_sae)
 
     @cached_property
+    def rows_by_latent(self) -> Int[Tensor, " entries"]:
+        """The entries' rows in the order of their latents."""
+        return self.rows.index_select(0, self.by_latent[0])
+
+    @cached_property
     def row_starts(self) -> Int[Tensor, " rows"]:
         """Where each row's entries begin."""
         counts = torch.bincount(self.rows, minlength=self.n_rows)
@@ -89,7 +94,7 @@ class SparseEntries:
         the rows).
         """
         order, starts = self.by_latent
-        return kernels(inputs.device).row_sums(self.rows[order], amounts[order], starts, inputs)
+        return kernels(inputs.device).row_sums(self.rows_by_latent, amounts[order], starts, inputs)
 
     def note_fired(self, last_fired: Int[Tensor, " d_sae"], values: PerEntry, now: int) -> None:
         """Set `now` for the latents that have a value above 0."""

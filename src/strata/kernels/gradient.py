@@ -34,7 +34,8 @@ class RowGradient:
 
     Attributes:
         parts: lists of entries.
-        latents: those with a whole row beside their entries, each once, [few]; see `add_rows`.
+        latents: those with a whole row beside their entries, each once, [few]; see `add_rows`. d_sae is padding, whose
+            row is 0.
         rows: these rows, [few d].
     """
 
@@ -55,7 +56,7 @@ class RowGradient:
             total = found if total is None else total.add_(found)
         assert total is not None, "a gradient of whole rows alone is a matrix already"
         if self.latents is not None and self.rows is not None:
-            total.index_add_(0, self.latents, self.rows)
+            total.index_add_(0, self.latents.clamp_max(len(total) - 1), self.rows)
         return total
 
     def by_latent(self, d_sae: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,15 +79,15 @@ class RowGradient:
             amounts = torch.cat([part.amounts for part in self.parts])
             inputs = torch.cat([part.inputs for part in self.parts])
         order, starts = entries.by_latent
-        return entries.rows[order], amounts[order], starts, inputs
+        return entries.rows_by_latent, amounts.index_select(0, order), starts, inputs
 
     def extra(self, d_sae: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """The whole rows beside the entries, and of each latent the number of its own (int32), -1 without."""
-        number_of = torch.full((d_sae,), -1, dtype=torch.int32, device=like.device)
+        number_of = torch.full((d_sae + 1,), -1, dtype=torch.int32, device=like.device)  # the last one of padding
         if self.latents is None or self.rows is None:
-            return like[:0], number_of
+            return like[:0], number_of[:d_sae]
         number_of[self.latents] = torch.arange(len(self.latents), dtype=torch.int32, device=like.device)
-        return self.rows, number_of
+        return self.rows, number_of[:d_sae]
 
 
 Gradient = Float[Tensor, "..."] | RowGradient

@@ -35,10 +35,24 @@ inline void prefetch(const float* row, i64 d) {
 }
 
 inline float dot(const float* a, const float* b, i64 d) {
-    // Four sums side by side: the order of the additions is fixed, and the processor need not wait for each.
-    constexpr i64 kLanes = 64;
-    float sums[kLanes] = {0};
+    // Sums side by side: the order of the additions is fixed, and the processor need not wait for each.
     i64 i = 0;
+#if STRATA_INT8
+    __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
+    for (; i + 64 <= d; i += 64) {
+        s0 = _mm512_fmadd_ps(_mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i), s0);
+        s1 = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + 16), _mm512_loadu_ps(b + i + 16), s1);
+        s2 = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + 32), _mm512_loadu_ps(b + i + 32), s2);
+        s3 = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + 48), _mm512_loadu_ps(b + i + 48), s3);
+    }
+    for (; i < d; i += 16) {
+        const __mmask16 rest = d - i >= 16 ? __mmask16(0xffff) : __mmask16((1u << (d - i)) - 1);
+        s0 = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(rest, a + i), _mm512_maskz_loadu_ps(rest, b + i), s0);
+    }
+    return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(s0, s1), _mm512_add_ps(s2, s3)));
+#else
+    constexpr i64 kLanes = 32;
+    float sums[kLanes] = {0};
     for (; i + kLanes <= d; i += kLanes)
 #pragma omp simd
         for (i64 l = 0; l < kLanes; ++l) sums[l] += a[i + l] * b[i + l];
@@ -46,6 +60,7 @@ inline float dot(const float* a, const float* b, i64 d) {
     for (i64 width = kLanes / 2; width > 0; width /= 2)
         for (i64 l = 0; l < width; ++l) sums[l] += sums[l + width];
     return sums[0];
+#endif
 }
 
 inline void add_scaled(float* to, float factor, const float* row, i64 d) {
@@ -257,6 +272,7 @@ void take_largest(Candidates& found, i64 k, i64 d_sae, float* values, i64* laten
 
 constexpr i64 kLatents = 48;      // a panel: three vectors of 16 latents
 constexpr i64 kRows = 8;          // rows of one micro-kernel
+constexpr i64 kAhead = 8;         // fours of the encoder that are fetched before they are used
 constexpr i64 kBlockRows = 48;    // rows whose scores are in the second-level cache at once
 constexpr i64 kSlab = 48 * 64;    // latents, likewise
 
@@ -395,6 +411,9 @@ __attribute__((noinline)) void score_panel(const Encoder& encoder, const Rows& r
     const int32_t* start = rows.correction + first_row;
     FOR_ROWS(START)
     for (i64 i = 0; i < d4; ++i, w += 64, x += kRows) {
+        __builtin_prefetch(w + kAhead * 64);
+        __builtin_prefetch(w + (d4 + kAhead) * 64);
+        __builtin_prefetch(w + (2 * d4 + kAhead) * 64);
         const __m512i wa = _mm512_load_si512(w), wb = _mm512_load_si512(w + d4 * 64),
                       wc = _mm512_load_si512(w + 2 * d4 * 64);
         FOR_ROWS(ADD)

@@ -18,8 +18,8 @@ Places = Int[Tensor, " entries"]
 # Scores of one chunk of rows live in a buffer of at most this many bytes. It bounds the memory; chunks of 6 to 100 MB
 # took the same time within the noise (docs/LOG.md).
 _CHUNK_BYTES = 24 * 2**20
-# How far below a floor scores in less than fp32 are looked at again; bf16 keeps 8 bits of scores of order 1 to 10.
-_MARGIN = 0.05
+# How many rounding errors of a typical product are allowed for below a floor, in `lowered`: each is some 0.3 of these.
+_MARGIN = 4.0
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam, in every kernel
 
@@ -100,7 +100,7 @@ def above(
 ) -> tuple[PerEntry, Places, Places]:
     """See `backend.Kernels.above`."""
     exact = score_dtype == z.dtype
-    limit = floor if exact else (floor - _MARGIN).to(score_dtype)
+    limit = floor if exact else lowered(floor, z, W_enc, bias, score_dtype=score_dtype)
     pre, rows, latents = [z.new_zeros(0)], [_no_places(z)], [_no_places(z)]
     for start, part in scores(z, W_enc, bias, dtype=score_dtype):
         places = (part > limit).view(-1).nonzero().squeeze(1)
@@ -114,6 +114,23 @@ def above(
     values = rescored(z, W_enc, bias, rows=found[1], latents=found[2])
     kept = (values > (floor[found[2]] if floor.ndim else floor)).nonzero().squeeze(1)
     return values[kept], found[1][kept], found[2][kept]
+
+
+def lowered(floor: Float[Tensor, "..."], z: Rows, W_enc: Weight, bias: Bias, *, score_dtype: torch.dtype) -> Bias:
+    """Of each latent the score from which on it is computed again, because what its score says of its place above or
+    below the floor may be rounding: bf16 keeps 8 bits.
+
+    Scores near the floor, the bias and the limit itself are rounded by their own size; the factors of the product by
+    that of its terms, of which ‖W_enc[latent]‖ times the inputs' root mean square is the typical sum, however small the
+    score.
+
+    Returns:
+        the limits, in `score_dtype`.
+    """
+    step = torch.finfo(score_dtype).eps  # rounding errs by half of it at most
+    terms = z.square().mean().sqrt() * W_enc.norm(dim=1)
+    margin = step * (floor.abs() + bias.abs() + _MARGIN * terms)
+    return (floor - margin).to(score_dtype)
 
 
 def rescored(z: Rows, W_enc: Weight, bias: Bias, *, rows: Places, latents: Places) -> PerEntry:

@@ -30,7 +30,6 @@ Starts = Int[Tensor, " latents_and_end"]
 # Scores of one chunk of rows: well inside the second-level cache of a large GPU (50 MB on an H200).
 _CHUNK_BYTES = 32 * 2**20
 _MOST_GROUPS = 8192  # of the two-level top-k, and of its candidates: what a program holds in registers
-_MARGIN = 0.05  # how far below a floor scores in less than fp32 are looked at again, as in `pytorch`
 _ENTRIES, _COLUMNS = 16, 128  # of a tile: 2,048 numbers, 16 registers of each of 128 threads
 _SCORES = 1024  # of a tile of scores
 _PROGRAMS_PER_PROCESSOR = 8  # that walk over the latents in `adam_rows_`; not measured
@@ -150,7 +149,7 @@ def above_in(
     """
     n_rows, d_sae = len(z), len(W_enc)
     exact = score_dtype == z.dtype
-    limit = (floor if exact else (floor - _MARGIN).to(score_dtype)).contiguous()
+    limit = (floor if exact else pytorch.lowered(floor, z, W_enc, bias, score_dtype=score_dtype)).contiguous()
     pre = z.new_zeros(capacity)
     rows = torch.full((capacity,), n_rows, dtype=torch.int64, device=z.device)
     latents = torch.full((capacity,), d_sae, dtype=torch.int64, device=z.device)

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from strata.errors import UserError
+from strata.errors import UserError, is_out_of_memory
 from strata.lm.flops import forward_flops_of
-from strata.lm.microbatch import is_out_of_memory
 from strata.lm.model import LanguageModel
 from strata.log import say
 

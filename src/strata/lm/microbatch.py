@@ -11,24 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from strata.costs import memory as costs
-from strata.errors import UserError
+from strata.errors import UserError, is_out_of_memory
 from strata.log import say
 from strata.machine.free_memory import free_memory
 
 _SHARE = 0.5  # of the free memory that a pass may take: shuffle buffer and SAEs are often made only after the first one
-_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _EAGER_COPIES = 3  # of an eager attention's scores: before, in and after the softmax
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory was not to be had: torch's on CUDA, its allocator's on the CPU, Python's.
-
-    Args:
-        error: anything that a forward may raise.
-    """
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 @runtime_checkable

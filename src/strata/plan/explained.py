@@ -15,7 +15,7 @@ SAE FLOP: rows · Σ over SAEs of (2·d·h + 10·k·d), h latents of which k fir
 2·d·h + 4·k·d + 6·k·d_out, with a skip connection 4·d·d_out more. Revival of dead latents is not in
 it, nor is the optimiser; both are in the seconds.
 
-moved B: per step of an SAE 8 bytes a score, 20·k·d per row for what fired, 44 bytes a weight, 20 bytes a number
+moved B: per step of an SAE 8 bytes a score, 20·k·d per row for what fired, 26 bytes a weight, 20 bytes a number
 of the rows; rows into and out of the shuffle buffer; a store written and read; the language model's weights
 once per forward. What stays in a cache is not told apart.
 

@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import UInt8
 from torch import Tensor
 
+from strata.layer_groups import Group
 from strata.sae.gates import Gate
 from strata.sae.group import GroupSAE
 from strata.sae.model import SAE, Transcoder
@@ -169,3 +170,20 @@ def unfold(sae: SAE, spaces: Spaces) -> tuple[Params, Gate, Tensor]:
             b_dec = b_dec + sae_weights["W_skip"] @ source.mean
     params["b_dec"] = (b_dec - out.mean) / out.scale
     return params, sae.gate.scaled(1 / out.scale).to(device), b_enc / out.scale
+
+
+def spaces_of(
+    sample: Tensor, target_sample: Tensor | None, *, site: str, target_site: str | None, centring: bool
+) -> Spaces:
+    """Estimated from a sample of the site, and of the target site of a transcoder."""
+    source = Normalization.estimate(sample, site=site, centring=centring)
+    if target_sample is None:
+        return Spaces(source)
+    target_name = target_site or "the target"
+    return Spaces(source, Normalization.estimate(target_sample, site=target_name, centring=centring))
+
+
+def group_spaces_of(group: Group, sample: Tensor, layers: Tensor | None, *, centring: bool) -> GroupSpaces:
+    """Estimated from a sample of a group's rows, each site's by itself."""
+    assert layers is not None, "a group's sample needs the numbers of its layers"
+    return GroupSpaces(group.sites, GroupNormalization.estimate(sample, layers, sites=group.sites, centring=centring))

@@ -8,7 +8,9 @@ from strata.errors import UserError
 from strata.kernels import select
 from strata.kernels.entries import SparseEntries
 from strata.kernels.pytorch import unit_rows_
+from strata.layer_groups import Group
 from strata.sae.folding import Spaces, unfold
+from strata.sae.group import GroupSAE
 from strata.sae.model import SAE, Transcoder
 from strata.sae.rules.base import Params, Rule
 
@@ -99,3 +101,10 @@ def _score_of_rank(inputs: Float[Tensor, "n d_in"], W_enc: Float[Tensor, "d_sae 
     keep = inputs.new_ones(len(inputs))
     _, _, smallest = select.select_batch_topk(inputs, W_enc, zeros, n_entries=k * len(inputs), keep=keep)
     return smallest.clamp_min(1e-3)
+
+
+def one_layer(init: SAE | GroupSAE, group: Group | None) -> SAE:
+    """What training starts from, as the SAE of one layer: that of the group's first."""
+    if isinstance(init, SAE):
+        return init
+    return init.at(init.sites[0] if group is None else group.sites[0])

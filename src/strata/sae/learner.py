@@ -8,18 +8,21 @@ from torch import Tensor
 
 from strata.config import SAEConfig
 from strata.errors import UserError
+from strata.kernels import select
+from strata.kernels.capacity import KeepsCapacity
 from strata.kernels.gradient import RowGradient
 from strata.layer_groups import Group
 from strata.sae import resampling, revival
-from strata.sae.folding import GroupSpaces, Spaces, fold, fold_group
+from strata.sae.folding import GroupSpaces, Spaces, fold, fold_group, group_spaces_of, spaces_of
 from strata.sae.gates import Gate
 from strata.sae.group import GroupSAE
-from strata.sae.initial import random_weights, weights_of
+from strata.sae.initial import one_layer, random_weights, weights_of
 from strata.sae.model import SAE, Transcoder
-from strata.sae.normalization import GroupNormalization, Normalization
+from strata.sae.normalization import Normalization
 from strata.sae.optim import Schedule, UnitRowAdam
+from strata.sae.pieces import Pieces
 from strata.sae.recent import RecentRows
-from strata.sae.rules.base import Batch, Outcome, joined
+from strata.sae.rules.base import Batch, Outcome
 from strata.sae.rules.registry import make_rule
 
 REVIVAL_ROWS = 512  # rows of a batch that the revival term looks at
@@ -75,9 +78,9 @@ class Learner:
         self.spaces: Spaces | GroupSpaces
         if group is None:
             names = {"site": site, "target_site": target_site}
-            self.spaces = _spaces(sample, target_sample, **names, centring=config.centring)
+            self.spaces = spaces_of(sample, target_sample, **names, centring=config.centring)
         else:
-            self.spaces = _group_spaces(group, sample, layers, centring=config.centring)
+            self.spaces = group_spaces_of(group, sample, layers, centring=config.centring)
         if target_sample is not None and config.architecture == "gated":
             raise UserError('`SAEConfig.architecture` "gated" cannot be a transcoder: no format holds one.')
         if skip and target_sample is None:
@@ -89,15 +92,17 @@ class Learner:
             tied = target_sample is None
             self.params = random_weights(self.rule, inputs, target, seed=config.seed, tied=tied, skip=skip)
         else:
-            self.params = weights_of(_one_layer(init, group), self.rule, self.spaces.of_site(0), skip=skip)
+            self.params = weights_of(one_layer(init, group), self.rule, self.spaces.of_site(0), skip=skip)
         self.optimizer = UnitRowAdam(self.params)
         self.schedule = Schedule(config, d_sae=self.d_sae, n_steps=n_steps)
         self.window_steps = config.window_steps(n_steps)
         self.n_steps_done = 0
-        self.micro_rows: int | None = None
+        self.pieces = Pieces()
         device = sample.device
         self.last_fired_step: Int[Tensor, " d_sae"] = torch.zeros(self.d_sae, dtype=torch.int32, device=device)
         self.dead_latents: Int[Tensor, " dead"] = torch.zeros(0, dtype=torch.int64, device=device)
+        self._now = torch.zeros((), dtype=torch.int32, device=device)  # steps done before the one at hand
+        self._lr: float | Tensor = 0.0  # of the step at hand
         self._sums = torch.zeros(7, device=device)  # since the last reading; see _record
         self._method = config.revival_method()
         n_layers = 1 if group is None else len(group.sites)
@@ -131,36 +136,77 @@ class Learner:
     ) -> None:
         """Train on one batch of raw activations.
 
-        TopK reads nothing back from the device but, every few steps, the list of dead latents; the other rules wait for
-        the number of entries.
+        With Triton's kernels nothing is read back from the device, but where dead latents are resampled.
 
         Args:
             x: rows of the site.
             target: the same rows of the target site (transcoders).
             layer: which of its sites each row is from (groups).
         """
+        self.before_device_step()
+        self.device_step(x, target, layer)
+        self.after_device_step(x, target, layer)
+
+    @torch.no_grad()
+    def before_device_step(self) -> None:
+        """What the host decides about a step: its number, its learning rate, and every few steps which latents are
+        dead. See `graphed.Recordable` for this and the two that follow.
+        """
         if self._method == "resample":
             self._resample()
+        if self._method in revival.METHODS and self.n_steps_done % REVIVAL_REFRESH_STEPS == 0:
+            self._look_for_dead()
+        self._now.fill_(self.n_steps_done)
+        lr = self.schedule.at(self.n_steps_done)
+        if not self._nobody_waits:
+            self._lr = lr
+        elif isinstance(self._lr, Tensor):
+            self._lr.fill_(lr)
+        else:
+            self._lr = torch.full((), lr, device=self.device)
+
+    @torch.no_grad()
+    def device_step(self, x: Tensor, target: Tensor | None, layer: Tensor | None) -> None:
+        """What the device does in a step: always the same work on the same tensors, which are changed in place, so that
+        it can be recorded. With other kernels than Triton's the host waits for the number of entries.
+        """
         batch = self._batch(x, target, layer)
         outcome = self._outcome(batch)
         gradients = outcome.gradients
-        gradients["b_dec"] = outcome.d_output.sum(0)
+        gradients["b_dec"] = outcome.d_rows.sum(0) * outcome.slope
         if not self._is_transcoder:  # b_dec is on the input too
             gradients["b_dec"] = gradients["b_dec"] - self._through_encoder(outcome.d_scores)
         if "W_skip" in self.params:
-            gradients["W_skip"] = outcome.d_output.t() @ batch.inputs
+            gradients["W_skip"] = (outcome.d_rows * outcome.slope).t() @ batch.inputs
         extra = self._revive(batch, outcome)
         self._record(outcome, batch, extra)
-        self.optimizer.step(gradients, lr=self.schedule.at(self.n_steps_done))
+        self.optimizer.step(gradients, lr=self._lr)
         self.rule.after_step(outcome, batch)
-        self._recent.add(x, target, layer)
         self._count(batch, layer)
+
+    def after_device_step(self, x: Tensor, target: Tensor | None, layer: Tensor | None) -> bool:
+        """Count the step and keep its rows. True where the next one works on lists of another length."""
+        self._recent.add(x, target, layer)
         self.n_steps_done += 1
+        return self._nobody_waits and isinstance(self.rule, KeepsCapacity) and self.rule.look_at_capacity()
+
+    @property
+    def _nobody_waits(self) -> bool:
+        """Whether lists have a fixed length, also that of the dead latents, so that the host reads nothing back."""
+        return select.lists_are_padded(self.device)
+
+    def new_lines(self) -> list[str]:
+        """What has happened since the last call, for the log."""
+        lines, self.pieces.lines = self.pieces.lines, []
+        if isinstance(self.rule, KeepsCapacity):
+            lines, self.rule.capacity.lines = lines + self.rule.capacity.lines, []
+        return lines
 
     def _outcome(self, batch: Batch) -> Outcome:
-        """Loss and gradients of the batch, of `micro_rows` rows at a time."""
-        pieces = [batch] if self.micro_rows is None else batch.slices(self.micro_rows)
-        return joined([self.rule.step(piece, self.params, score_dtype=self.score_dtype) for piece in pieces])
+        """Loss and gradients of the batch, in pieces where it does not fit."""
+        return self.pieces.outcome(
+            batch, lambda piece: self.rule.step(piece, self.params, score_dtype=self.score_dtype)
+        )
 
     def _through_encoder(self, d_scores: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_in"]:
         """A gradient with respect to the scores as one with respect to what the encoder multiplies."""
@@ -171,12 +217,12 @@ class Learner:
         p, spaces = self.params, self.spaces.of(layer)
         distance = spaces.source.distance(x)
         keep = ~(distance > spaces.source.sink_radius)  # NaN stays, so that the loss tells of it
-        inputs = spaces.source.apply(x)
         if spaces.target is None:
-            inputs -= p["b_dec"]
+            inputs = spaces.source.apply(x, minus=p["b_dec"])
             wanted = inputs
         else:
             assert target is not None, "a transcoder's step needs the target's rows"
+            inputs = spaces.source.apply(x)
             keep &= ~spaces.target.is_sink(target)
             wanted = spaces.target.apply(target).sub_(p["b_dec"])
             if "W_skip" in p:
@@ -186,35 +232,40 @@ class Learner:
 
     def _revive(self, batch: Batch, outcome: Outcome) -> Tensor:
         """Add the revival term's gradients to those of the dead latents; gives the term's value."""
-        method = revival.METHODS.get(self._method)
-        if method is None:
-            return torch.zeros_like(outcome.loss)
-        if self.n_steps_done % REVIVAL_REFRESH_STEPS == 0:
-            self.dead_latents = self._longest_silent()
-        latents = self.dead_latents
-        if len(latents) == 0:
+        method, latents = revival.METHODS.get(self._method), self.dead_latents
+        if method is None or len(latents) == 0:
             return torch.zeros_like(outcome.loss)
         p, bias = self.params, self.rule.bias
-        dead = revival.DeadLatents(latents, p["W_enc"][latents], p["W_dec"][latents], p[bias][latents])
+        places, known = latents.clamp_max(self.d_sae - 1), latents < self.d_sae
+        biases = torch.where(known, p[bias][places], -torch.inf)
+        dead = revival.DeadLatents(latents, p["W_enc"][places], p["W_dec"][places], biases)
         sample = slice(0, REVIVAL_ROWS)
         inputs, residual = batch.inputs[sample], outcome.residual[sample]
         extra = method(inputs, residual, dead, loss=outcome.loss, coefficient=self.config.revival_coefficient)
         if self._method == "lift":
-            silent = (self._silent_steps()[latents] > self.window_steps).float()
-            rate = self.optimizer.rate_of(bias, self.schedule.at(self.n_steps_done))
-            revival.lift_(p[bias], latents, silent, rate=rate)
+            silent = (known & (self._now - self.last_fired_step[places] > self.window_steps)).float()
+            revival.lift_(p[bias], places, silent, rate=self.optimizer.rate_of(bias, self._lr))
         for name, amounts in (("W_enc", extra.W_enc), ("W_dec", extra.W_dec), (bias, extra.b_enc)):
             gradient = outcome.gradients[name]
             if isinstance(gradient, RowGradient):
                 gradient.add_rows(latents, amounts)
             else:
-                gradient.index_add_(0, latents, amounts)
+                gradient.index_add_(0, places, amounts)  # 0 of padding
         return extra.value
 
-    def _longest_silent(self) -> Int[Tensor, " dead"]:
-        """The dead latents, the longest silent ones where there are more than fit."""
-        longest = self._silent_steps().topk(min(REVIVAL_LATENTS, self.d_sae))
-        return longest.indices[longest.values > self.window_steps]
+    def _look_for_dead(self) -> None:
+        """List the dead latents, the longest silent ones where there are more than fit."""
+        silent = self._silent_steps()
+        longest = silent.topk(min(REVIVAL_LATENTS, len(silent)))
+        dead = longest.values > self.window_steps
+        if not self._nobody_waits:
+            self.dead_latents = longest.indices[dead]
+            return
+        padded = torch.where(dead, longest.indices, self.d_sae)
+        if len(self.dead_latents) == len(padded):
+            self.dead_latents.copy_(padded)  # in place: a recorded step finds it where it was
+        else:
+            self.dead_latents = padded
 
     def _resample(self) -> None:
         """Let dead latents start again where it is time for it."""
@@ -246,7 +297,9 @@ class Learner:
 
     def _record(self, outcome: Outcome, batch: Batch, extra: Tensor) -> None:
         """Note which latents fired in this step and add to the running sums."""
-        outcome.entries.note_fired(self.last_fired_step, outcome.values, self.n_steps_done + 1)
+        fired = torch.zeros_like(self.last_fired_step)
+        outcome.entries.note_fired(fired, outcome.values, 1)
+        torch.where(fired > 0, self._now + 1, self.last_fired_step, out=self.last_fired_step)
         total = outcome.loss + outcome.penalty + extra
         active, lengths = (outcome.values > 0).sum(), (batch.lengths * batch.keep).sum()
         n_rows, one = torch.full_like(total, len(batch.keep)), torch.ones_like(total)
@@ -325,7 +378,7 @@ class Learner:
             "rule": self.rule.state(),
             "recent": self._recent.state(),
             "last_fired_step": self.last_fired_step,
-            "dead_latents": self.dead_latents,
+            "dead_latents": self.dead_latents[self.dead_latents < self.d_sae],
             "sums": self._sums,
             "n_steps_done": self.n_steps_done,
         }
@@ -340,28 +393,8 @@ class Learner:
         self.rule.load_state(state["rule"])
         self._recent.load_state(state["recent"], device=self.device)
         self.last_fired_step.copy_(state["last_fired_step"])
-        self.dead_latents = state["dead_latents"].to(self.last_fired_step.device)
+        dead = state["dead_latents"].to(self.last_fired_step.device)
+        n_missing = min(REVIVAL_LATENTS, self.d_sae) - len(dead) if self._nobody_waits else 0
+        self.dead_latents = torch.nn.functional.pad(dead, (0, n_missing), value=self.d_sae)
         self._sums.copy_(state["sums"])
         self.n_steps_done = state["n_steps_done"]
-
-
-def _spaces(
-    sample: Tensor, target_sample: Tensor | None, *, site: str, target_site: str | None, centring: bool
-) -> Spaces:
-    source = Normalization.estimate(sample, site=site, centring=centring)
-    if target_sample is None:
-        return Spaces(source)
-    target_name = target_site or "the target"
-    return Spaces(source, Normalization.estimate(target_sample, site=target_name, centring=centring))
-
-
-def _group_spaces(group: Group, sample: Tensor, layers: Tensor | None, *, centring: bool) -> GroupSpaces:
-    assert layers is not None, "a group's sample needs the numbers of its layers"
-    return GroupSpaces(group.sites, GroupNormalization.estimate(sample, layers, sites=group.sites, centring=centring))
-
-
-def _one_layer(init: SAE | GroupSAE, group: Group | None) -> SAE:
-    """What training starts from, as the SAE of one layer: that of the group's first."""
-    if isinstance(init, SAE):
-        return init
-    return init.at(init.sites[0] if group is None else group.sites[0])

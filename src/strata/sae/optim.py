@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from strata.config import SAEConfig
@@ -75,20 +76,24 @@ class UnitRowAdam:
             for name, tensor in params.items()
             if name not in self.rows
         ]
-        self.adam = torch.optim.Adam(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
-        self.n_steps = 0
+        self._device = params["W_enc"].device
+        on_cuda = self._device.type == "cuda"
+        self.adam = torch.optim.Adam(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True, capturable=on_cuda)
+        self._n_steps: Int[Tensor, ""] = torch.zeros((), dtype=torch.int32, device=self._device)
 
-    def rate_of(self, name: str, lr: float) -> float:
+    def rate_of(self, name: str, lr: float | Float[Tensor, ""]) -> float | Float[Tensor, ""]:
         """The learning rate of a tensor when the encoder's is `lr`."""
         return lr * _LR_FACTORS[name]
 
     @torch.no_grad()
-    def step(self, gradients: dict[str, Gradient], *, lr: float) -> None:
-        """One update with `lr` for the encoder. `gradients` has the keys of `params`."""
-        self.n_steps += 1
+    def step(self, gradients: dict[str, Gradient], *, lr: float | Float[Tensor, ""]) -> None:
+        """One update with `lr` for the encoder. `gradients` has the keys of `params`. Nothing changes on the host, so
+        that it can be recorded, where `lr` is on the device.
+        """
+        self._n_steps += 1
         for name, param in self.params.items():
             if name in self.rows:
-                self.rows[name].step(gradients[name], rate=self.rate_of(name, lr), step=self.n_steps)
+                self.rows[name].step(gradients[name], rate=self.rate_of(name, lr), step=self._n_steps)
             else:
                 param.grad = matrix(gradients[name])
         for group in self.adam.param_groups:
@@ -106,13 +111,18 @@ class UnitRowAdam:
                 state["exp_avg"][latents], state["exp_avg_sq"][latents] = 0, 0
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """For a checkpoint. Waits for the device."""
         rows = {name: one.state() for name, one in self.rows.items()}
-        return {"n_steps": self.n_steps, "rows": rows, "adam": self.adam.state_dict()}
+        adam = self.adam.state_dict()
+        for group in adam["param_groups"]:
+            group["lr"] = float(group["lr"])
+        return {"n_steps": int(self._n_steps), "rows": rows, "adam": adam}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
-        self.n_steps = state["n_steps"]
+        self._n_steps.fill_(state["n_steps"])
         self.adam.load_state_dict(state["adam"])
+        for group in self.adam.param_groups:
+            group["capturable"] = self._device.type == "cuda"  # wherever the checkpoint was made
         for name, rows in self.rows.items():
             rows.load_state(state["rows"][name])

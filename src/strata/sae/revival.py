@@ -12,22 +12,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+_LOWEST = -1e30  # of a row's maximum: where all is padding, −∞ − −∞ would be NaN
+
 
 @dataclass(frozen=True)
 class DeadLatents:
     """The dead latents of a step and their weights.
 
     Attributes:
-        latents: their numbers, [dead].
+        latents: their numbers, [dead]; d_sae, of latents that there are not, is padding.
         W_enc: their encoder rows, [dead d_in].
         W_dec: their decoder rows, [dead d_out].
-        bias: their encoder biases, the decoder's folded in, [dead].
+        bias: their encoder biases, the decoder's folded in, [dead]; −∞ of padding, which gets no gradient.
     """
 
     latents: Int[Tensor, " dead"]
     W_enc: Float[Tensor, "dead d_in"]
     W_dec: Float[Tensor, "dead d_out"]
     bias: Float[Tensor, " dead"]
+
+    @property
+    def number(self) -> Int[Tensor, ""]:
+        """How many there are, without padding."""
+        return (self.bias != -torch.inf).sum()
 
 
 @dataclass(frozen=True)
@@ -79,15 +86,14 @@ def auxk(
     let the gradient reach the residual.
     """
     k_aux = max(1, z.shape[1] // 2)
-    n_dead = len(dead.latents)
     code = torch.addmm(dead.bias, z, dead.W_enc.t()).relu_()
-    if n_dead > k_aux:
+    if len(dead.latents) > k_aux:
         top = code.topk(k_aux, dim=-1, sorted=False)
         code = torch.zeros_like(code).scatter_(-1, top.indices, top.values)
     error = code @ dead.W_dec - residual
-    scale = coefficient * min(n_dead / k_aux, 1.0)
+    scale = (dead.number.double() / k_aux).clamp_max(1).mul_(coefficient).to(code.dtype)
     variance = (residual - residual.mean(0)).square().sum()
-    weight = torch.where(variance > 0, scale / variance, 0.0)
+    weight = torch.where(variance > 0, variance.reciprocal() * scale, 0.0)
     slope = (code > 0).to(code.dtype)
     return _through_code(
         z, dead, code=code, slope=slope, d_output=error * (2 * weight), value=error.square().sum() * weight
@@ -119,7 +125,7 @@ def ghost(
     """
     n_rows, d_out = residual.shape
     pre = torch.addmm(dead.bias, z, dead.W_enc.t())
-    code = (pre - pre.amax(1, keepdim=True)).exp_()
+    code = (pre - pre.amax(1, keepdim=True).clamp_min_(_LOWEST)).exp_()
     g = code @ dead.W_dec
     norms = g.norm(dim=1, keepdim=True)
     factor = torch.where(norms > 0, residual.norm(dim=1, keepdim=True) / (2 * norms), 0.0)
@@ -127,7 +133,7 @@ def ghost(
     term = error.square().sum() / (n_rows * d_out)
     rescale = torch.where(term > 0, loss / term, 0.0)
     d_output = error * factor * (2 * rescale / (n_rows * d_out))
-    return _through_code(z, dead, code=code, slope=code, d_output=d_output, value=term * rescale)
+    return _through_code(z, dead, code=code, slope=code, d_output=d_output, value=term * rescale * (dead.number > 0))
 
 
 Method = Callable[..., DeadGradients]
@@ -135,7 +141,11 @@ METHODS: dict[str, Method] = {"lift": auxk, "auxk": auxk, "ghost": ghost}
 
 
 def lift_(
-    bias: Float[Tensor, " d_sae"], latents: Int[Tensor, " dead"], silent: Float[Tensor, " dead"], *, rate: float
+    bias: Float[Tensor, " d_sae"],
+    latents: Int[Tensor, " dead"],
+    silent: Float[Tensor, " dead"],
+    *,
+    rate: float | Float[Tensor, ""],
 ) -> None:
     """The part of "lift" beside AuxK: the biases of dead latents rise, in place, by one learning rate a step.
 
@@ -145,8 +155,8 @@ def lift_(
 
     Args:
         bias: of all latents.
-        latents: the dead ones.
-        silent: 1 for those that have still not fired, 0 for those that have since the list was made.
+        latents: the dead ones; of padding any latent.
+        silent: 1 for those that have still not fired, 0 for those that have since the list was made, and for padding.
         rate: the bias's learning rate in this step.
 
     Differs: SAELens' `pre_act_loss`, for JumpReLU, puts a loss with a coefficient on how far dead pre-activations lie

@@ -36,13 +36,13 @@ class RowAdam:
         self._rate = torch.zeros((), device=weight.device)
         self._step = torch.zeros((), dtype=torch.int32, device=weight.device)
 
-    def step(self, gradient: Gradient, *, rate: float, step: int) -> None:
+    def step(self, gradient: Gradient, *, rate: float | Float[Tensor, ""], step: int | Int[Tensor, ""]) -> None:
         """One update.
 
         Args:
             gradient: of the weight.
-            rate: learning rate.
-            step: its number, from 1.
+            rate: learning rate; on the device where the step is recorded.
+            step: its number, from 1; likewise.
         """
         self._rate.fill_(rate)
         self._step.fill_(step)

@@ -175,7 +175,7 @@ def small_batch(run: Record) -> list[Finding]:
             what="The SAE step is the bottleneck, and most of it is the optimiser: it reads and writes every weight for"
             f" {batch:,} rows.",
             evidence=f"{percent(share)} of a step's {number(round(total / 1e9, 2))} GB between memory and processor are"
-            f" weights, gradients and moments, counted from the shapes.{measured}",
+            f" weights and moments, counted from the shapes.{measured}",
             todo=f"Set batch_size to {larger:,}: by these counts rows then pass {number(round(faster, 1))} times as"
             f" fast through the SAE, and the run is up to {number(round(whole, 1))} times as fast (fewer, larger"
             " steps; lr=auto grows along).",

@@ -62,7 +62,9 @@ class Outcome:
         residual: target − code W_dec, 0 for rows that do not count, [rows d_out].
         loss: mean over the rows that count of ‖residual‖²/d_out.
         penalty: what the rule adds to it.
-        d_output: ∂(loss + penalty)/∂ẑ, [rows d_out]: b_dec's and the skip's gradients on the decoder's side.
+        d_rows: slope · d_rows is ∂(loss + penalty)/∂ẑ, [rows d_out]: b_dec's and the skip's gradients on the decoder's
+            side. The residual itself, of most rules.
+        slope: see d_rows.
         d_scores: sum over rows of ∂(loss + penalty)/∂(inputs W_encᵀ), [d_sae], for b_dec on the encoder's side.
         gradients: of W_enc, W_dec and the rule's own tensors; the two matrices' as what fired (`RowGradient`), where
             entries are listed.
@@ -73,7 +75,8 @@ class Outcome:
     residual: Float[Tensor, "rows d_out"]
     loss: Float[Tensor, ""]
     penalty: Float[Tensor, ""]
-    d_output: Float[Tensor, "rows d_out"]
+    d_rows: Float[Tensor, "rows d_out"]
+    slope: Float[Tensor, ""]
     d_scores: Float[Tensor, " d_sae"]
     gradients: dict[str, Gradient]
 
@@ -84,13 +87,16 @@ def joined(outcomes: list[Outcome]) -> Outcome:
     """
     if len(outcomes) == 1:
         return outcomes[0]
+    residual = torch.cat([one.residual for one in outcomes])
+    same = all(one.d_rows is one.residual for one in outcomes)
     return Outcome(
         entries=_joined_entries([one.entries for one in outcomes]),
         values=torch.cat([one.values for one in outcomes]),
-        residual=torch.cat([one.residual for one in outcomes]),
+        residual=residual,
         loss=_added([one.loss for one in outcomes]),
         penalty=_added([one.penalty for one in outcomes]),
-        d_output=torch.cat([one.d_output for one in outcomes]),
+        d_rows=residual if same else torch.cat([one.d_rows for one in outcomes]),
+        slope=outcomes[0].slope,
         d_scores=_added([one.d_scores for one in outcomes]),
         gradients={name: total([one.gradients[name] for one in outcomes]) for name in outcomes[0].gradients},
     )
@@ -166,9 +172,10 @@ class Rule(ABC):
             entries=entries,
             values=values,
             residual=residual,
-            loss=residual.square().sum() * batch.share,
+            loss=sum_of_squares(residual) * batch.share,
             penalty=penalty,
-            d_output=residual * slope,
+            d_rows=residual,
+            slope=slope,
             d_scores=d_scores,
             gradients={
                 "W_enc": weight_gradient(entries, d_pre, batch.inputs),
@@ -218,6 +225,12 @@ class Rule(ABC):
     def description(self) -> dict[str, Any]:
         """What the finished SAE's metadata say of its training."""
         return {"training_architecture": self.config.architecture, "k": self.k}
+
+
+def sum_of_squares(residual: Float[Tensor, "rows d_out"]) -> Float[Tensor, ""]:
+    """Σ residual², in one pass."""
+    flat = residual.view(-1)
+    return torch.dot(flat, flat)
 
 
 def weight_gradient(entries: Entries, amounts: PerEntry, inputs: Float[Tensor, "rows _"]) -> Gradient:

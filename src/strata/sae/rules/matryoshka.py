@@ -50,7 +50,8 @@ class Matryoshka(BatchTopK):
             residual=residuals[:, -1],
             loss=losses[-1],
             penalty=losses.mean() - losses[-1],
-            d_output=d_outputs.sum(1),
+            d_rows=d_outputs.sum(1),
+            slope=torch.ones_like(batch.n_kept),
             d_scores=d_scores,
             gradients={
                 "W_enc": weight_gradient(entries, d_pre, batch.inputs),

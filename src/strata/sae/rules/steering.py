@@ -17,7 +17,7 @@ _LARGEST_ERROR = 1.0  # of log(L0/k) that counts: λ's integral at most doubles 
 class Steering:
     """A proportional-integral controller on the logarithm of the coefficient λ: it rises while L0 is above k.
 
-    Everything stays on the device.
+    Everything stays on the device, and its tensors where they are.
 
     Args:
         config: with k and perhaps a fixed coefficient.
@@ -42,10 +42,10 @@ class Steering:
         """The mean L0 of a step."""
         if self._fixed:
             return
-        self._mean_l0 = _MEMORY * self._mean_l0 + (1 - _MEMORY) * l0
+        self._mean_l0.copy_(_MEMORY * self._mean_l0 + (1 - _MEMORY) * l0)
         error = (self._mean_l0.clamp_min(1e-3) / self._k).log().clamp(-_LARGEST_ERROR, _LARGEST_ERROR)
-        self._integral = self._integral + _INTEGRAL * error
-        self.coefficient = (self._integral + _PROPORTIONAL * error).exp()
+        self._integral.copy_(self._integral + _INTEGRAL * error)
+        self.coefficient.copy_((self._integral + _PROPORTIONAL * error).exp())
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -53,4 +53,6 @@ class Steering:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
-        self.coefficient, self._integral, self._mean_l0 = state["coefficient"], state["integral"], state["mean_l0"]
+        self.coefficient.copy_(state["coefficient"])
+        self._integral.copy_(state["integral"])
+        self._mean_l0.copy_(state["mean_l0"])

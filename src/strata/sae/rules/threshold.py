@@ -18,7 +18,17 @@ from strata.sae.gates import Gate
 from strata.sae.gates import Gated as GatedGate
 from strata.sae.gates import JumpReLU as JumpReLUGate
 from strata.sae.gates import ReLU as ReLUGate
-from strata.sae.rules.base import RECENT_ROWS, Batch, Outcome, Params, PerEntry, Rule, all_entries, weight_gradient
+from strata.sae.rules.base import (
+    RECENT_ROWS,
+    Batch,
+    Outcome,
+    Params,
+    PerEntry,
+    Rule,
+    all_entries,
+    sum_of_squares,
+    weight_gradient,
+)
 from strata.sae.rules.steering import Steering
 
 _LIFT = 10.0  # added to scores, so that a search among the positive ones finds those below 0 too
@@ -103,10 +113,8 @@ class ThresholdRule(Rule):
         """Steer by the L0 of the step, and choose the way of the next by how many entries this one had."""
         assert self.steering is not None
         self.steering.note((outcome.values > 0).sum() / batch.n_kept)
-        if not self.capacity.size:
+        if not select.lists_are_padded(batch.inputs.device):
             self._entries_per_row = outcome.entries.n_listed / max(len(batch.keep), 1)
-        elif not (batch.inputs.is_cuda and torch.cuda.is_current_stream_capturing()):
-            self.look_at_capacity()
 
     def look_at_capacity(self) -> bool:
         """After a step with padded lists: True where the next one has other shapes, a longer list or none at all."""
@@ -275,9 +283,10 @@ class Gated(ThresholdRule):
             entries=entries,
             values=values,
             residual=residual,
-            loss=residual.square().sum() * batch.share,
-            penalty=pull * opened.sum() + gate_residual.square().sum() * batch.share,
-            d_output=residual * slope,
+            loss=sum_of_squares(residual) * batch.share,
+            penalty=pull * opened.sum() + sum_of_squares(gate_residual) * batch.share,
+            d_rows=residual,
+            slope=slope,
             d_scores=entries.sum_by_latent(d_score),
             gradients={
                 "W_enc": weight_gradient(entries, d_score, batch.inputs),

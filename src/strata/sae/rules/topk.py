@@ -12,7 +12,7 @@ from strata.kernels.entries import Entries, SparseEntries
 from strata.kernels.padded import PaddedEntries
 from strata.sae.gates import Gate, JumpReLU
 from strata.sae.gates import TopK as TopKGate
-from strata.sae.rules.base import RECENT_ROWS, Batch, Outcome, Params, PerEntry, Rule
+from strata.sae.rules.base import RECENT_ROWS, Batch, Params, PerEntry, Rule
 
 
 class TopK(Rule):
@@ -84,10 +84,9 @@ class BatchTopK(TopK):
             self._floor.copy_(floor)  # in place: a recorded step finds it where it was
         return pre, entries
 
-    def after_step(self, outcome: Outcome, batch: Batch) -> None:
-        """See how full the list was."""
-        if not (batch.inputs.is_cuda and torch.cuda.is_current_stream_capturing()):
-            self.capacity.look()
+    def look_at_capacity(self) -> bool:
+        """After a step with padded lists: True where the next one's is longer."""
+        return self.capacity.look()
 
     def state(self) -> dict[str, Any]:
         """Where the search starts, where that matters."""
@@ -96,7 +95,7 @@ class BatchTopK(TopK):
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         if state:
-            self._floor = state["floor"]
+            self._floor = None if state["floor"] is None else state["floor"].clone()
             self.capacity.load_state(state["capacity"])
 
     def finished(self, params: Params, recent: Batch | None) -> tuple[Gate, Tensor]:
