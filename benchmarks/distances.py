@@ -21,7 +21,7 @@ from machine import describe
 from torch import Tensor
 
 from strata import LanguageModel
-from strata.memory import keep_freed_memory
+from strata.memory import settle_memory
 from strata.similarity import AngularDistances, LinearCKA
 
 LAYERS, WIDTH, HEADS, VOCABULARY = 12, 768, 12, 8192
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    keep_freed_memory()
+    settle_memory()
     lm = model(args.device)
     print(f"{args.tokens} tokens of {LAYERS} layers of width {WIDTH}, medians of {args.rounds}; % of the forward")
     measured = {dtype: measure(lm, args, getattr(torch, dtype)) for dtype in args.dtypes}

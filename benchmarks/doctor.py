@@ -21,7 +21,7 @@ from strata.collect import collect_run
 from strata.collect_config import CollectConfig
 from strata.config import SAEConfig, TrainConfig
 from strata.doctor.examine import examine
-from strata.memory import keep_freed_memory
+from strata.memory import settle_memory
 from strata.run import train_run
 
 _N_STEPS, _BATCH_SIZE = 80, 2048
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    keep_freed_memory()
+    settle_memory()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         rows = CollectConfig(

@@ -38,7 +38,7 @@ from strata.layer_groups import group_name
 from strata.lm.flops import forward_flops_of
 from strata.lm.text import open_texts
 from strata.loop import Recording
-from strata.memory import keep_freed_memory
+from strata.memory import settle_memory
 from strata.sae.group import GroupSAE
 from strata.train import prepare
 from strata.train import train as run_training
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--docs", type=Path, help="folder for the plot (needs matplotlib)")
     args = parser.parse_args()
-    keep_freed_memory()
+    settle_memory()
     lm = LanguageModel("demo")
     stages = {"train": train, "evaluate": evaluate, "time": measure_seconds}
     for stage, run in stages.items():

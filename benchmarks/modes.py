@@ -26,7 +26,7 @@ from strata.activations.harvest import collect, forward_dtype, token_stream
 from strata.activations.store import open_store
 from strata.activations.stream import Stream
 from strata.lm.precision import fast_dtype
-from strata.memory import keep_freed_memory
+from strata.memory import settle_memory
 from strata.recipes import RECIPES
 from strata.sae.learner import Learner
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    keep_freed_memory()
+    settle_memory()
     found = {}
     for name in args.models:
         lm = LanguageModel("demo") if name == "demo" else deep_model()

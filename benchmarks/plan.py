@@ -27,7 +27,7 @@ from strata import LanguageModel
 from strata.cli import parse_train
 from strata.machine.calibration import calibrate
 from strata.machine.rates import known_rates, read_calibration
-from strata.memory import keep_freed_memory
+from strata.memory import settle_memory
 from strata.plan.training import plan_training
 from strata.plan_config import PlanOptions
 
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of cases, or their beginnings")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    keep_freed_memory()
+    settle_memory()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         chosen = {

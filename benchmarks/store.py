@@ -42,7 +42,7 @@ from strata.activations.store_layout import (
 from strata.activations.store_plan import StorePlan
 from strata.activations.store_writing import write_store
 from strata.bench.rows import synthetic_rows
-from strata.memory import keep_freed_memory
+from strata.memory import settle_memory
 from strata.sae.metrics import fvu
 from strata.sae.model import SAE
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build"), help="on the disk that is to be measured")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    keep_freed_memory()
+    settle_memory()
     args.folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, object] = {"machine": describe(), "settings": {k: str(v) for k, v in vars(args).items()}}
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="bench-store-") as name:

@@ -26,7 +26,7 @@ from strata import LanguageModel, SAEConfig
 from strata.activations.harvest import collect, forward_dtype, token_stream
 from strata.activations.stream import Stream
 from strata.lm.precision import fast_dtype
-from strata.memory import keep_freed_memory
+from strata.memory import settle_memory
 from strata.sae.learner import Learner
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--lm-compile", default="off", choices=("on", "off"), help="compile the model's blocks")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    keep_freed_memory()
+    settle_memory()
     lm = LanguageModel(args.model)
     sites = lm.sites if args.sites == ["all"] else args.sites
     config = SAEConfig(text_batch_size=32)

@@ -35,7 +35,7 @@ from strata.bench.peers import silence
 from strata.bench.registry import installed
 from strata.config import TrainConfig
 from strata.log import say
-from strata.memory import keep_freed_memory
+from strata.memory import settle_memory
 from strata.run import train_run
 
 _CONTEXT, _ROWS, _EXPANSION, _K = 256, 4096, 16, 32
@@ -51,8 +51,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    settle_memory()  # as the command does; it serves all contenders
     machine = describe()
-    keep_freed_memory()  # as the command does; it serves all contenders
     lm = LanguageModel("demo")
     ids = first_tokens(lm, args.tokens)
     runs = contenders(lm, ids, args)

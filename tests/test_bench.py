@@ -285,7 +285,7 @@ def test_seconds_to_the_peers_final_fvu():
         "tiny:default": result(0.01),
         "strata:default": result(0.05, (10, 0.25), (20, 0.20), (30, 0.12), (40, 0.09), (300, 0.05)),
         "strata@25:default": result(0.09, (10, 0.30), (25, 0.09)),
-        "strata:1e-2": result(0.001, (10, 0.001)),  # not our defaults
+        "strata@22:1e-2": result(0.08, (10, 0.30), (22, 0.08)),  # at another rate, as the peers are
         "strata-none:default": result(0.001, (10, 0.001)),
     }
     seconds = {"strata": 0.1, "saelens": 2.0, "sparsify": 0.5}
@@ -297,8 +297,8 @@ def test_seconds_to_the_peers_final_fvu():
         580.0,
         "saelens",
     )
-    assert (lens.ours, lens.our_steps, lens.our_seconds) == ("strata@25:default", 25, 2.5)
-    assert lens.ratio == pytest.approx(232)
+    assert (lens.ours, lens.our_steps, lens.our_seconds) == ("strata@22:1e-2", 22, 2.2)
+    assert lens.ratio == pytest.approx(580 / 2.2)
     assert (sparsify.ours, sparsify.our_steps, sparsify.peer_steps) == ("strata:default", 20, 300)
     assert sparsify.ratio == pytest.approx(150 / 2)
     assert (tiny.ours, tiny.our_steps, tiny.our_seconds, tiny.ratio) == (None, None, None, None)

@@ -230,7 +230,7 @@ def test_an_outcome_arrives_as_it_was_sent(architecture: str) -> None:
     sent, batch = outcome_of(architecture.split(maxsplit=1)[0], dense="all" in architecture)
     letter = packed(sent, batch)
     got = unpacked(letter, batch)
-    for name in ("values", "residual", "loss", "penalty", "d_output", "d_scores"):
+    for name in ("values", "residual", "loss", "penalty", "d_rows", "slope", "d_scores"):
         assert torch.equal(getattr(sent, name), getattr(got, name)), name
     assert {n: matrix(g).tolist() for n, g in sent.gradients.items()} == {
         n: matrix(g).tolist() for n, g in got.gradients.items()

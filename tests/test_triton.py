@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from strata.config import SAEConfig
+from strata.errors import UserError
 from strata.kernels.capacity import Capacity
-from strata.sae.graphed import GraphedSteps
+from strata.sae.graphed import GraphedSteps, Recordable, are_recorded
+from strata.sae.learner import Learner
 
 pytest.importorskip("triton", reason="the extra `triton` is not installed")
 
@@ -134,8 +137,48 @@ def test_without_a_gpu_steps_run_as_they_are():
     assert sums.n_device_steps == 12
 
 
+def test_a_learners_steps_in_three_parts_are_its_steps():
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(5))
+    learners = [
+        Learner(SAEConfig(expansion_factor=4, k=2, batch_size=64, dead_feature_window=2), n_steps=30, sample=x)
+        for _ in range(2)
+    ]
+    assert isinstance(learners[0], Recordable)
+    steps = GraphedSteps(learners[1])
+    for _ in range(30):
+        learners[0].step(x)
+        steps.step(x)
+    assert learners[1].n_steps_done == 30
+    assert all(torch.equal(learners[1].params[name], tensor) for name, tensor in learners[0].params.items())
+    assert steps.new_lines() == []
+
+
+def test_steps_are_not_recorded_without_cuda():
+    assert not are_recorded(torch.device("cpu"))
+
+
+def test_the_variable_that_turns_recording_off_is_0_or_1(monkeypatch):
+    monkeypatch.setenv("STRATA_CUDA_GRAPH", "no")
+    with pytest.raises(UserError, match=r"`STRATA_CUDA_GRAPH` must be 0 or 1\. Got 'no'"):
+        are_recorded(torch.device("cpu"))
+
+
 @pytest.mark.gpu
 class TestRecordedSteps:
+    def test_a_learner_replayed_is_the_learner_step_by_step(self, monkeypatch):
+        x = torch.randn(256, 16, generator=torch.Generator().manual_seed(5)).cuda()
+        config = SAEConfig(expansion_factor=8, k=2, batch_size=256, dead_feature_window=2)
+        found = []
+        for wanted in ("0", "1"):
+            monkeypatch.setenv("STRATA_CUDA_GRAPH", wanted)
+            learner = Learner(config, n_steps=40, sample=x)
+            steps = GraphedSteps(learner)
+            for _ in range(40):
+                steps.step(x)
+            assert steps.new_lines() == []
+            found.append(learner.params)
+        assert all(torch.equal(found[1][name], tensor) for name, tensor in found[0].items())
+
     def test_they_are_replayed_with_what_the_host_writes(self):
         sums = Sums(torch.device("cuda"))
         found, steps = total_of(sums, 12)

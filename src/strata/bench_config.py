@@ -17,11 +17,11 @@ class BenchOptions:
     """Measure one SAE training step on this machine beside the peers that are installed (pip install sae-lens
     eai-sparsify dictionary-learning), on identical rows, and beside what no step can do without: `strata bench`.
 
-    The contenders take turns in one process, so read the ratios rather than the seconds; memory is measured in a
-    process each. With `--quality` all of them are trained and compared on held-out rows too: hours with the defaults,
-    so give `--quality-file`, and an interrupted comparison goes on where it was. Strata's selection, its kernels and
-    its precision are those that `strata train` would take here. The times are those of a quiet machine only: run
-    nothing beside it.
+    The contenders take turns, each in a process of its own with the memory settings that its users have, so read
+    the ratios rather than the seconds. With `--quality` all of them are trained and compared on held-out rows too:
+    hours with the defaults, so give `--quality-file`, and an interrupted comparison goes on where it was. Strata's
+    selection, its kernels and its precision are those that `strata train` would take here. The times are those of a
+    quiet machine only: run nothing beside it.
     """
 
     d_in: int = 384

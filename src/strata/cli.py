@@ -264,9 +264,7 @@ def _parse_bench(words: Sequence[str]) -> Any:
 
 def _run_bench(config: Any) -> list[str]:
     from strata.bench.command import bench
-    from strata.memory import settle_memory
 
-    settle_memory()  # as a training does; it serves all contenders
     return bench(config)
 
 

@@ -21,6 +21,7 @@ from strata.errors import UserError
 from strata.evaluate.logged import logged_quality
 from strata.log import MetricsFile, Progress
 from strata.loggers import Logger, Tracker, check_trackers, open_trackers
+from strata.sae.graphed import GraphedSteps
 from strata.sae.learner import Learner
 from strata.settings import check_kinds, names_unknown_settings, require
 from strata.signals import Interrupted, StopSignals
@@ -142,6 +143,7 @@ def run_loop(prepared: Prepared, recording: Recording) -> dict[str, float]:
     batches = prepared.rows.batches(start_step=step)
     record = _Record(prepared, recording, step=step, seconds=seconds["total"])
     watch = Watch(prepared.facts)
+    steps = {key: GraphedSteps(one) if type(one) is Learner else one for key, one in learners.items()}
     bar = Progress(n_steps=n_steps, first_step=step, shown=recording.progress and ranks.is_first)
     stopping = StopSignals(wanted=recording.folder is not None)
     with closing(batches), closing(record), bar as progress, stopping as stop:
@@ -149,10 +151,10 @@ def run_loop(prepared: Prepared, recording: Recording) -> dict[str, float]:
             start = time.perf_counter()
             batch = next(batches)
             got_rows = time.perf_counter()
-            step_all(learners, batch)
+            step_all(learners, batch, steps)
             step += 1
-            for key, learner in learners.items():
-                for happened in learner.new_lines():
+            for key, stepping in steps.items():
+                for happened in stepping.new_lines():
                     progress.note(f"{key}: {happened}")
             end = time.perf_counter()
             for part, spent in (("rows", got_rows - start), ("sae", end - got_rows), ("total", end - start)):
@@ -175,8 +177,16 @@ def run_loop(prepared: Prepared, recording: Recording) -> dict[str, float]:
     return seconds
 
 
-def step_all(learners: Mapping[str, Learner], batch: SiteRows) -> None:
-    """One step of every learner; rows that several of them read are moved to their device once."""
+def step_all(
+    learners: Mapping[str, Learner], batch: SiteRows, steps: Mapping[str, Learner | GraphedSteps] | None = None
+) -> None:
+    """One step of every learner; rows that several of them read are moved to their device once.
+
+    Args:
+        learners: by key.
+        batch: rows.
+        steps: who takes each one's step, recorded or not; None is the learners themselves.
+    """
     moved: dict[tuple[str, torch.device], Tensor] = {}
 
     def rows(site: str, device: torch.device) -> Tensor:
@@ -184,10 +194,10 @@ def step_all(learners: Mapping[str, Learner], batch: SiteRows) -> None:
             moved[site, device] = batch[site].to(device)
         return moved[site, device]
 
-    for learner in learners.values():
+    for key, learner in learners.items():
         target = None if learner.target_site is None else rows(learner.target_site, learner.device)
         layer = None if learner.group is None else rows(layers_of(learner.site), learner.device)
-        learner.step(rows(learner.site, learner.device), target, layer)
+        (steps or learners)[key].step(rows(learner.site, learner.device), target, layer)
 
 
 class _Record:

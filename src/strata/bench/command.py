@@ -14,14 +14,16 @@ from strata.bench.machine import describe, is_busy
 from strata.bench.memory import peak_bytes
 from strata.bench.quality import open_record, train_all
 from strata.bench.reached import all_reached
-from strata.bench.registry import OURS, chosen, make
+from strata.bench.registry import OURS, chosen
 from strata.bench.rows import open_rows
 from strata.bench.tables import lines_of
-from strata.bench.turns import Timer, Times, step_timer, take_turns
+from strata.bench.turns import Timer, Times, take_turns
+from strata.bench.worker import Worker
 from strata.bench_config import BenchOptions
 from strata.errors import UserError
 from strata.kernels.backend import score_dtype
 from strata.lm.loading import chosen_device
+from strata.lm.precision import fast_dtype
 from strata.log import say
 
 _N_BATCHES = 8  # different batches that the steps go through
@@ -69,12 +71,15 @@ def measured(options: BenchOptions, names: list[str], *, device: torch.device, p
     """
     shape = {"d_in": options.d_in, "n_rows": _N_BATCHES * options.rows}
     rows = open_rows(options.rows_from, **shape, n_held_out=0).train.float().to(device)
-    timers = {name: _timer(name, options, rows, device=device) for name in names}
+    workers = [_worker(name, options, device=device) for name in names]
+    timers: dict[str, Timer] = {worker.name: worker for worker in workers}
     x, n = rows[: options.rows], options.steps_per_round
     products = product_timers(x, d_sae=options.d_sae, n=n, device=device)
     timers |= {f"{dtype}, {piece}": timer for dtype, found in products.items() for piece, timer in found.items()}
     timers[_SELECTION] = selection_timer(x, d_sae=options.d_sae, k=options.k, n=n, device=device)
     times = take_turns(timers, n_rounds=options.rounds, progress=progress)
+    for worker in workers:
+        worker.close()
     selection = times.pop(_SELECTION).as_json()
     by_torch = {dtype: {piece: times.pop(f"{dtype}, {piece}") for piece in found} for dtype, found in products.items()}
     dtype, piece, seconds = fastest(by_torch)
@@ -84,7 +89,7 @@ def measured(options: BenchOptions, names: list[str], *, device: torch.device, p
     widths = _widths(options, rows, device=device, progress=progress)
     del timers, rows, x
     for name in names if options.memory else []:
-        steps[name]["peak_bytes"] = peak_bytes(name, _memory_setting(options, device), progress=progress)
+        steps[name]["peak_bytes"] = peak_bytes(name, _contender_setting(options, device), progress=progress)
     return {
         "setting": _setting(options),
         "steps": steps,
@@ -104,21 +109,11 @@ def fastest(products: Mapping[str, Mapping[str, Times]]) -> tuple[str, str, floa
     return dtype, piece, seconds
 
 
-def _timer(name: str, options: BenchOptions, rows: Rows, *, device: torch.device, d_sae: int | None = None) -> Timer:
+def _worker(name: str, options: BenchOptions, *, device: torch.device, d_sae: int | None = None) -> Worker:
     n_steps = max(_N_STEPS, (options.rounds + 1) * (options.steps_per_round + 1))
-    made = make(
-        name,
-        d_in=options.d_in,
-        d_sae=options.d_sae if d_sae is None else d_sae,
-        k=options.k,
-        lr=_RATE,
-        n_steps=n_steps,
-        n_rows=options.rows,
-        seed=options.seed,
-        device=device,
-    )
-    batches = rows.split(options.rows)
-    return step_timer(made, batches, sample=rows, n=options.steps_per_round, device=device)
+    shape = {} if d_sae is None else {"d_sae": d_sae}
+    turn = {"name": name, "lr": _RATE, "n_steps": n_steps, "n_timed": options.steps_per_round}
+    return Worker(_contender_setting(options, device) | shape | turn)
 
 
 def _widths(options: BenchOptions, rows: Rows, *, device: torch.device, progress: bool) -> list[dict[str, Any]]:
@@ -127,17 +122,20 @@ def _widths(options: BenchOptions, rows: Rows, *, device: torch.device, progress
     for multiple in options.widths:
         d_sae, n = multiple * options.d_sae, options.steps_per_round
         products = product_timers(rows[: options.rows], d_sae=d_sae, n=n, device=device)
-        timers = {f"{dtype}, {piece}": timer for dtype, one in products.items() for piece, timer in one.items()}
-        timers[OURS] = _timer(OURS, options, rows, device=device, d_sae=d_sae)
+        timers: dict[str, Timer] = {
+            f"{dtype}, {piece}": timer for dtype, one in products.items() for piece, timer in one.items()
+        }
+        timers[OURS] = worker = _worker(OURS, options, device=device, d_sae=d_sae)
         say(f"d_sae {d_sae} ...", shown=progress)
         times = take_turns(timers, n_rounds=options.rounds, progress=progress)
+        worker.close()
         step = times.pop(OURS).median_seconds
         product = min(one.median_seconds for one in times.values())
         found.append({"d_sae": d_sae, "step_seconds": step, "product_seconds": product, "ratio": step / product})
     return found
 
 
-def _memory_setting(options: BenchOptions, device: torch.device) -> dict[str, Any]:
+def _contender_setting(options: BenchOptions, device: torch.device) -> dict[str, Any]:
     names = ("d_in", "d_sae", "k", "rows", "seed", "threads")
     own = {name: getattr(options, name) for name in names}
     return own | {"n_batches": _N_BATCHES, "device": str(device), "rows_from": str(options.rows_from)}

@@ -1,7 +1,6 @@
 """Peak memory of a contender above the loaded rows, in a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from strata.bench.registry import make
 from strata.bench.rows import open_rows
+from strata.bench.worker import program
 from strata.log import say
 
 _STEPS = 3
@@ -36,11 +36,8 @@ def peak_bytes(name: str, setting: dict[str, Any], *, progress: bool = True) -> 
     if setting["device"] == "cpu" and not _STATUS.exists():
         return None
     say(f"memory of {name} ...", shown=progress)
-    source = str(Path(__file__).parents[2])
-    path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH")) if part)
-    command = [sys.executable, "-m", "strata.bench.memory", json.dumps(setting | {"name": name})]
-    environment = {**os.environ, "PYTHONPATH": path, "THP_MEM_ALLOC_ENABLE": "0"}  # as who uses a library has it
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    found = program("strata.bench.memory", setting | {"name": name})
+    done = subprocess.run(**found, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         say(f"memory of {name} could not be measured: {last}", shown=progress)

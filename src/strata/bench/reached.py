@@ -58,8 +58,8 @@ def first_step(found: Mapping[str, Any], mark: float, *, steps: int) -> int | No
 def all_reached(record: Mapping[str, Any], median_seconds: Mapping[str, float]) -> list[Reached]:
     """Against every peer of the record that was trained for all its steps.
 
-    Strata's trainings are those of its defaults ("strata:default"), shorter ones too ("strata@100:default"), whose
-    schedule ends earlier: the one that needs fewest steps counts. A peer's are all of its variants and rates.
+    Strata's trainings are those with its default settings at any learning rate, shorter ones too ("strata@100:6e-3"),
+    whose schedule ends earlier: the one that needs fewest steps counts. A peer's are all of its variants and rates.
 
     Differs:
         The peers' step is timed before any latent is dead, so that variants with revival are charged less than they
@@ -71,7 +71,7 @@ def all_reached(record: Mapping[str, Any], median_seconds: Mapping[str, float]) 
     """
     steps = int(record["setting"]["steps"])
     runs = [(Training.parse(key, steps=steps), found) for key, found in record["results"].items()]
-    own = [(run, found) for run, found in runs if run.name == OURS and run.lr is None]
+    own = [(run, found) for run, found in runs if run.name == OURS]
     peers = [(run, found) for run, found in runs if family(run.name) != OURS and run.steps == steps]
     marks = []
     for peer in dict.fromkeys(family(run.name) for run, _ in peers):

@@ -16,7 +16,7 @@ from strata.kernels.gradient import RowGradient
 from strata.sae import revival
 from strata.sae.folding import GroupSpaces, Spaces
 from strata.sae.group import GroupSAE
-from strata.sae.learner import REVIVAL_LATENTS, REVIVAL_REFRESH_STEPS, REVIVAL_ROWS, Learner
+from strata.sae.learner import REVIVAL_LATENTS, REVIVAL_ROWS, Learner
 from strata.sae.model import SAE, Transcoder
 from strata.sae.optim import UnitRowAdam
 from strata.sae.rules.base import Batch, Outcome, joined, sum_of_squares, weight_gradient
@@ -63,6 +63,7 @@ class LatentShard(Learner):
         self.last_fired_step = torch.zeros(self.n_own, dtype=torch.int32, device=device)
         self.dead_latents = self.dead_latents.to(device)  # numbers within the share
         self._n_dead = [0] * ranks.size
+        self._now = self._now.to(device)
         self._sums, self._layer_rows = self._sums.to(device), self._layer_rows.to(device)
 
     def _check(self) -> None:
@@ -140,8 +141,6 @@ class LatentShard(Learner):
         method = revival.METHODS.get(self._method)
         if method is None:
             return torch.zeros_like(outcome.loss)
-        if self.n_steps_done % REVIVAL_REFRESH_STEPS == 0:
-            self._list_dead(self._longest_silent_of_all())
         if sum(self._n_dead) == 0:
             return torch.zeros_like(outcome.loss)
         p, own = self.params, self.dead_latents
@@ -169,6 +168,10 @@ class LatentShard(Learner):
 
     def _rate(self) -> float:
         return self.schedule.at(self.n_steps_done)
+
+    def _look_for_dead(self) -> None:
+        """The own part of the dead latents of all ranks."""
+        self._list_dead(self._longest_silent_of_all())
 
     def _longest_silent_of_all(self) -> Int[Tensor, " dead"]:
         """The dead latents of all ranks, by their numbers in the whole SAE, ascending; the longest silent ones where

@@ -72,7 +72,7 @@ class Normalization:
         centred = x.float() - self.mean
         if minus is None:
             return centred.mul_(1 / self.scale)
-        factor = torch.as_tensor(1 / self.scale, dtype=centred.dtype, device=centred.device)
+        factor = 1 / self.scale if isinstance(self.scale, Tensor) else centred.new_full((), 1 / self.scale)
         return torch.addcmul(minus.neg(), centred, factor, out=centred)
 
     def is_sink(self, x: Float[Tensor, "rows d_in"]) -> Bool[Tensor, " rows"]:

@@ -79,6 +79,8 @@ class UnitRowAdam:
         self._device = params["W_enc"].device
         on_cuda = self._device.type == "cuda"
         self.adam = torch.optim.Adam(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True, capturable=on_cuda)
+        if on_cuda:  # warm-up steps run unrecorded; PyTorch would warn of that
+            self.adam.__dict__["_warned_capturable_if_run_uncaptured"] = True
         self._n_steps: Int[Tensor, ""] = torch.zeros((), dtype=torch.int32, device=self._device)
 
     def rate_of(self, name: str, lr: float | Float[Tensor, ""]) -> float | Float[Tensor, ""]:

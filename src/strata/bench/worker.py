@@ -1,0 +1,98 @@
+"""A contender in a process of its own, which takes its turns when it is told to.
+
+Each runs as its users have it: Strata with the memory settings of its command (`strata.memory.settle_memory`), the
+peers with those of a plain Python process. In one process all of them would have one or the other.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from strata.bench.registry import OURS, family, make
+from strata.bench.rows import open_rows
+from strata.bench.turns import step_timer
+from strata.errors import UserError
+
+_READY = "ready"
+
+
+def program(module: str, setting: dict[str, Any]) -> dict[str, Any]:
+    """What `subprocess` needs to run a module of Strata with this interpreter: keywords `args` and `env`."""
+    source = str(Path(__file__).parents[2])
+    path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH")) if part)
+    return {"args": [sys.executable, "-m", module, json.dumps(setting)], "env": {**os.environ, "PYTHONPATH": path}}
+
+
+class Worker:
+    """A timer (`turns.Timer`) whose turns are taken in another process.
+
+    Args:
+        setting: `name`, `d_in`, `d_sae`, `k`, `lr`, `rows`, `n_batches`, `n_steps`, `n_timed` (steps of a turn),
+            `seed`, `device`, `threads` and `rows_from`.
+
+    Raises:
+        UserError: the contender cannot be made; stderr says why.
+    """
+
+    def __init__(self, setting: dict[str, Any]) -> None:
+        self.name = setting["name"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen(**program("strata.bench.worker", setting), **pipes)
+        if self._said() != _READY:
+            raise UserError(
+                f"`contenders` must name what can be made here. {self.name} could not; see above. Leave it out."
+            )
+
+    def __call__(self) -> list[float]:
+        """Take a turn; gives the seconds of its steps."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("turn\n")
+        self._process.stdin.flush()
+        said = self._said()
+        if not said:
+            raise UserError(f"`contenders` must name what can train here. {self.name} failed; see above. Leave it out.")
+        return json.loads(said)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    def _said(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+def main() -> None:
+    """Make the contender that the first argument describes, and take a turn for every line on stdin."""
+    setting = json.loads(sys.argv[1])
+    if family(setting["name"]) == OURS:
+        from strata.memory import settle_memory
+
+        settle_memory()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what contenders print is no answer
+    if setting["threads"] != "auto":
+        torch.set_num_threads(setting["threads"])
+    device = torch.device(setting["device"])
+    n_rows = setting["n_batches"] * setting["rows"]
+    rows = open_rows(setting["rows_from"], d_in=setting["d_in"], n_rows=n_rows, n_held_out=0).train.float().to(device)
+    own = {name: setting[name] for name in ("d_in", "d_sae", "k", "lr", "n_steps", "seed")}
+    made = make(setting["name"], **own, n_rows=setting["rows"], device=device)
+    timer = step_timer(made, rows.split(setting["rows"]), sample=rows, n=setting["n_timed"], device=device)
+    answers.write(f"{_READY}\n")
+    answers.flush()
+    for _ in sys.stdin:
+        answers.write(json.dumps(timer()) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
