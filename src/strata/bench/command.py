@@ -23,7 +23,6 @@ from strata.bench_config import BenchOptions
 from strata.errors import UserError
 from strata.kernels.backend import score_dtype
 from strata.lm.loading import chosen_device
-from strata.lm.precision import fast_dtype
 from strata.log import say
 
 _N_BATCHES = 8  # different batches that the steps go through
