@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from strata.bench import quality, registry, rows
+from strata.bench import command, quality, registry, rows
 from strata.bench.command import bench, fastest
 from strata.bench.machine import describe
 from strata.bench.memory import peak_bytes
@@ -21,7 +21,8 @@ from strata.bench.quality import Training, open_record, setting_of, train_all, t
 from strata.bench.reached import all_reached, first_step
 from strata.bench.rows import demo_sites, open_rows, synthetic_rows
 from strata.bench.tables import lines_of
-from strata.bench.turns import Times, take_turns, timed
+from strata.bench.turns import Times, step_timer, take_turns, timed
+from strata.bench.worker import Worker
 from strata.bench_config import BenchOptions
 from strata.errors import UserError
 
@@ -148,7 +149,27 @@ def test_the_floor_is_the_fastest_product():
     assert fastest({"float32": {"a": slow}, "bfloat16": {"a": slow, "b": fast}}) == ("bfloat16", "b", 0.5)
 
 
-def test_contenders_get_what_the_options_say(mean):
+class Here(Worker):
+    """A worker in this process: a contender that only this process knows."""
+
+    def __init__(self, setting: dict[str, Any]) -> None:
+        self.name = setting["name"]
+        own = {key: setting[key] for key in ("d_in", "d_sae", "k", "lr", "n_steps", "seed")}
+        made = registry.make(self.name, **own, n_rows=setting["rows"], device=torch.device("cpu"))
+        n_rows = setting["n_batches"] * setting["rows"]
+        sample = open_rows("synthetic", d_in=setting["d_in"], n_rows=n_rows, n_held_out=0).train.float()
+        batches = sample.split(setting["rows"])
+        self._timer = step_timer(made, batches, sample=sample, n=setting["n_timed"], device=torch.device("cpu"))
+
+    def __call__(self) -> list[float]:
+        return self._timer()
+
+    def close(self) -> None:
+        pass
+
+
+def test_contenders_get_what_the_options_say(mean, monkeypatch):
+    monkeypatch.setattr(command, "Worker", Here)
     options = BenchOptions(**QUICK | {"contenders": ("mean", "strata"), "seed": 5})
     lines = bench(options, progress=False)
     made = mean[0].made_with

@@ -21,7 +21,7 @@ from strata.errors import UserError
 from strata.evaluate.logged import logged_quality
 from strata.log import MetricsFile, Progress
 from strata.loggers import Logger, Tracker, check_trackers, open_trackers
-from strata.sae.graphed import GraphedSteps
+from strata.sae.graphed import GraphedSteps, are_recorded
 from strata.sae.learner import Learner
 from strata.settings import check_kinds, names_unknown_settings, require
 from strata.signals import Interrupted, StopSignals
@@ -143,7 +143,8 @@ def run_loop(prepared: Prepared, recording: Recording) -> dict[str, float]:
     batches = prepared.rows.batches(start_step=step)
     record = _Record(prepared, recording, step=step, seconds=seconds["total"])
     watch = Watch(prepared.facts)
-    steps = {key: GraphedSteps(one) if type(one) is Learner else one for key, one in learners.items()}
+    recorded = {key for key, one in learners.items() if type(one) is Learner and are_recorded(one.device)}
+    steps = {key: GraphedSteps(one) if key in recorded else one for key, one in learners.items()}
     bar = Progress(n_steps=n_steps, first_step=step, shown=recording.progress and ranks.is_first)
     stopping = StopSignals(wanted=recording.folder is not None)
     with closing(batches), closing(record), bar as progress, stopping as stop:

@@ -76,9 +76,11 @@ def measured(options: BenchOptions, names: list[str], *, device: torch.device, p
     products = product_timers(x, d_sae=options.d_sae, n=n, device=device)
     timers |= {f"{dtype}, {piece}": timer for dtype, found in products.items() for piece, timer in found.items()}
     timers[_SELECTION] = selection_timer(x, d_sae=options.d_sae, k=options.k, n=n, device=device)
-    times = take_turns(timers, n_rounds=options.rounds, progress=progress)
-    for worker in workers:
-        worker.close()
+    try:
+        times = take_turns(timers, n_rounds=options.rounds, progress=progress)
+    finally:
+        for worker in workers:
+            worker.close()
     selection = times.pop(_SELECTION).as_json()
     by_torch = {dtype: {piece: times.pop(f"{dtype}, {piece}") for piece in found} for dtype, found in products.items()}
     dtype, piece, seconds = fastest(by_torch)

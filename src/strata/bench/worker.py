@@ -44,6 +44,7 @@ class Worker:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._process = subprocess.Popen(**program("strata.bench.worker", setting), **pipes)
         if self._said() != _READY:
+            self.close()
             raise UserError(
                 f"`contenders` must name what can be made here. {self.name} could not; see above. Leave it out."
             )
