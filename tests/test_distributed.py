@@ -30,7 +30,6 @@ from strata.distributed.checkpoint import restored
 from strata.distributed.latents import LatentShard
 from strata.distributed.outcomes import packed, unpacked
 from strata.distributed.ranks import ALONE, Ranks, joined_ranks
-from strata.distributed.replicated import same_bits
 from strata.distributed.rows import SharedStream
 from strata.distributed.spread import Spread, chosen_spread, dealt
 from strata.errors import UserError
@@ -47,6 +46,13 @@ ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated")
 N_STEPS, HALF = 20, 10
 SITES = ["layers.0", "layers.1", "layers.2"]
 CPU = torch.device("cpu")
+
+
+def same_bits(ranks: Ranks, tensors: list[Tensor]) -> bool:
+    """Whether replicas are replicas still: exact checksums of their numbers agree."""
+    own = torch.stack([t.detach().contiguous().view(-1).view(torch.int32).long().sum() for t in tensors])
+    found = ranks.equal_gathered(own)
+    return bool((found == found[0]).all())
 
 
 @pytest.fixture(scope="module", autouse=True)

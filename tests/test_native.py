@@ -9,6 +9,8 @@ from torch import Tensor
 
 from strata.errors import UserError
 from strata.kernels import backend, native, pytorch
+from strata.lm.model import LanguageModel
+from strata.sae.normalization import Normalization
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no C++ kernels here: {native.why_not()}")
 int8 = pytest.mark.skipif(not native.has_int8(), reason="the processor has no AVX-512 VNNI")
@@ -64,6 +66,18 @@ def test_int8_finds_the_winners_also_where_some_dimensions_are_large():
     wanted = torch.addmm(bias, z, W.t()).topk(32).indices
     recall = (latents.unsqueeze(2) == wanted.unsqueeze(1)).any(2).float().mean()
     assert recall > 0.998
+
+
+@int8
+def test_int8_finds_the_winners_on_the_embedded_models_activations():
+    lm = LanguageModel("demo")
+    ids = torch.randint(lm.vocabulary_size, (8, 256), generator=torch.Generator().manual_seed(0))
+    rows = lm.activations(ids, ["layers.3"])["layers.3"][:, 1:].flatten(0, 1)
+    z = Normalization.estimate(rows).apply(rows)
+    _, W, bias = problem(1, z.shape[1], 3072)
+    _, latents = native.topk(z, W, bias, 32, score_dtype=torch.int8)
+    wanted = torch.addmm(bias, z, W.t()).topk(32).indices
+    assert (latents.unsqueeze(2) == wanted.unsqueeze(1)).any(2).float().mean() > 0.999
 
 
 @pytest.mark.parametrize("score_dtype", [torch.float32, pytest.param(torch.int8, marks=int8)])

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from strata.distributed.outcomes import packed, unpacked
@@ -49,10 +48,3 @@ class ReplicatedLearner(Learner):
                 for rank, (letter, share) in enumerate(zip(letters, shares, strict=True))
             ]
         )
-
-
-def same_bits(ranks: Ranks, tensors: list[Tensor]) -> bool:
-    """Whether replicas are replicas still: exact checksums of their numbers agree."""
-    own = torch.stack([t.detach().contiguous().view(-1).view(torch.int32).long().sum() for t in tensors])
-    found = ranks.equal_gathered(own)
-    return bool((found == found[0]).all())
