@@ -24,7 +24,8 @@ LAYERS = (
         (
             *("strata.settings", "strata.config", "strata.collect_config", "strata.groups_config"),
             *("strata.evaluate_config", "strata.plan_config", "strata.scaling_config", "strata.doctor_config"),
-            "strata.bench_config",
+            *("strata.bench_config", "strata.interpret_config", "strata.explain_config", "strata.dashboard_config"),
+            *("strata.steer_config", "strata.interactions_config"),
             *("strata.sweep", "strata.recipes", "strata.layer_groups"),
         ),
     ),
@@ -47,6 +48,7 @@ LAYERS = (
             *(
                 "strata.evaluate",
                 "strata.interpret",
+                "strata.interactions",
                 "strata.steer",
                 "strata.plan",
                 "strata.doctor",
@@ -61,6 +63,10 @@ LAYERS = (
 # Methods of the public contract that hand on to a higher room: {(module, function): (room, why)}. Thin: see the test.
 DELEGATES = {
     ("strata.lm.model", "LanguageModel.train_sae"): ("strata.train", "the contract's `lm.train_sae(...)`"),
+    ("strata.lm.model", "LanguageModel.top_features"): (
+        "strata.interpret",
+        "the notebook's `lm.top_features(text, sae)`",
+    ),
     ("strata.sae.group", "GroupSAE.save"): ("strata.formats", "as `sae.save(folder)`, for groups"),
     ("strata.sae.group", "GroupSAE.load"): ("strata.formats", "as `SAE.load(folder)`, for groups"),
     ("strata.grouping", "layer_distances"): ("strata.activations", "the contract's `layer_distances(lm, texts)`"),
@@ -73,7 +79,7 @@ MOST_STATEMENTS_OF_A_DELEGATE = 5
 HEAVY = frozenset(
     {
         *("transformers", "datasets", "pyarrow", "pandas", "sae_lens", "wandb", "tensorboard", "huggingface_hub"),
-        *("lm_eval", "accelerate", "scipy"),
+        *("lm_eval", "accelerate", "scipy", "openai", "networkx"),
     }
 )
 SILENT_START = HEAVY | {"torch", "tyro", "rich", "jinja2"}

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from strata.config import SAEConfig as SAEConfig
     from strata.config import TrainConfig as TrainConfig
     from strata.errors import UserError as UserError
+    from strata.interpret.building import build_index as build_index
+    from strata.interpret.index import FeatureIndex as FeatureIndex
     from strata.lm.model import LanguageModel as LanguageModel
     from strata.loop import Recording as Recording
     from strata.sae.group import GroupSAE as GroupSAE
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Activations": "strata.activations.collected",
+    "FeatureIndex": "strata.interpret.index",
     "GroupSAE": "strata.sae.group",
     "LanguageModel": "strata.lm.model",
     "Recording": "strata.loop",
@@ -31,12 +34,14 @@ _HOMES = {
     "TrainConfig": "strata.config",
     "Trainer": "strata.train",
     "UserError": "strata.errors",
+    "build_index": "strata.interpret.building",
     "collect_activations": "strata.activations.harvest",
     "train_suite": "strata.train",
 }
 __all__ = [
     "SAE",
     "Activations",
+    "FeatureIndex",
     "GroupSAE",
     "LanguageModel",
     "Recording",
@@ -45,6 +50,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "UserError",
+    "build_index",
     "collect_activations",
     "train_suite",
 ]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from strata.errors import UserError, did_you_mean
 from strata.evaluate.held_out_text import held_out_batches
 from strata.evaluate.language_loss import predicts_next_token
+from strata.evaluate.run_model import check_weights, language_model_of
 from strata.evaluate.runs import Run, Suite
 from strata.evaluate.tasks.base import TaskPairs
 from strata.evaluate.tasks.registry import TASKS, make_task, tasks_for
 from strata.evaluate_config import EvaluateConfig
 from strata.lm.model import LanguageModel
-from strata.lm.random_weights import with_random_weights
 from strata.lm.tokens import TokenBatch
 from strata.log import say
 
@@ -134,18 +134,12 @@ def opened(suites: list[Suite], data: str, config: EvaluateConfig, *, progress: 
 
 
 def _language_model(suites: Sequence[Suite], config: EvaluateConfig) -> LanguageModel:
-    name, seed = suites[0].run.model_key
-    lm = LanguageModel(name, device=config.device, trust_remote_code=config.trust_remote_code)
-    if seed is not None:
-        lm = with_random_weights(lm, seed=seed)
-        lm.name += f", seed {seed}" if seed else ""
-    weights = lm.fingerprint()["weights_sha256"]
-    for run in (suite.run for suite in suites):
-        if run.record.get("model", {}).get("weights_sha256") not in (None, weights):
-            raise UserError(
-                f"`runs` must be evaluated on the model that they were trained on. The weights of {name!r} are no"
-                f" longer those of {run.folder}. Put the model back, or train again."
-            )
+    run = suites[0].run
+    lm = language_model_of(run, device=config.device, trust_remote_code=config.trust_remote_code)
+    for suite in suites:
+        check_weights(lm, suite.run)
+    if run.random_seed:
+        lm.name += f", seed {run.random_seed}"
     return lm
 
 

@@ -121,8 +121,16 @@ class Suite:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """An SAE in a run's folder: where, what it was trained as, which settings of a sweep it has, and itself."""
+class FoundSAE:
+    """An SAE in a run's folder.
+
+    Attributes:
+        path: its folder below sae/, ``layers.3`` or ``layers.0-2/layers.1``.
+        key: what it was trained as, ``layers.3`` or ``layers.0-2``.
+        label: which settings of a sweep it has.
+        site: where it reads.
+        sae: itself.
+    """
 
     path: str
     key: str
@@ -169,7 +177,7 @@ def open_suites(runs: Sequence[Run], *, progress: bool = True) -> list[Suite]:
     """
     suites = []
     for run, name in zip(runs, _names([run.folder for run in runs]), strict=True):
-        found = _saes_of(run, progress=progress)
+        found = saes_of(run, progress=progress)
         packed = [(label, part) for label in dict.fromkeys(f.label for f in found) for part in _pack(found, label)]
         n_parts = {label: sum(other == label for other, _ in packed) for label, _ in packed}
         numbers = dict.fromkeys(n_parts, 0)
@@ -188,8 +196,12 @@ def open_suites(runs: Sequence[Run], *, progress: bool = True) -> list[Suite]:
     return suites
 
 
-def _saes_of(run: Run, *, progress: bool) -> list[_Found]:
-    """The run's SAEs in the order of their training."""
+def saes_of(run: Run, *, progress: bool) -> list[FoundSAE]:
+    """The run's SAEs in the order of their training, transcoders left out.
+
+    Raises:
+        UserError: there is none.
+    """
     root = run.folder / "sae"
     places = [path for path in sorted(root.rglob("*")) if path.is_dir() and native.recognises(path)]
     found, n_transcoders = [], 0
@@ -201,7 +213,7 @@ def _saes_of(run: Run, *, progress: bool) -> list[_Found]:
         parts = list(place.relative_to(root).parts)
         site = sae.metadata["site"] = sae.metadata.get("site") or parts[0]
         path, label = "/".join(parts), next((part for part in parts if "=" in part), "")
-        found.append(_Found(path, path.removesuffix(f"/{site}"), label, site, sae))
+        found.append(FoundSAE(path, path.removesuffix(f"/{site}"), label, site, sae))
     if n_transcoders:
         say(f"{run.folder}: {n_transcoders} transcoder(s) left out; `strata evaluate` is for SAEs", shown=progress)
     if not found:
@@ -212,7 +224,7 @@ def _saes_of(run: Run, *, progress: bool) -> list[_Found]:
     return sorted(found, key=lambda one: (order.get(one.key, len(order)), one.key, _depth(one.site)))
 
 
-def _pack(found: Sequence[_Found], label: str) -> list[list[_Found]]:
+def _pack(found: Sequence[FoundSAE], label: str) -> list[list[FoundSAE]]:
     """The SAEs of a label as suites, see `by_suite`, each in the order of its sites."""
     of_label = {one.path: one for one in found if one.label == label}
     suites = by_suite({path: one.sae for path, one in of_label.items()})

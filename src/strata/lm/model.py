@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from strata.config import SAEConfig
+    from strata.interpret.text_features import TextFeatures
     from strata.sae.model import SAE
 
 _HASHED_ENTRIES = 64  # of each weight, in the fingerprint: enough to tell two trainings apart, at once for any model
@@ -313,6 +314,12 @@ class LanguageModel:
         from strata.train import train_at_site
 
         return train_at_site(self, dataset, site, target_site=target_site, config=config, **options)
+
+    def top_features(self, text: str, sae: "SAE", **options: Any) -> "TextFeatures":
+        """The features of an SAE that are strongest on a text: see `strata.interpret.text_features.top_features`."""
+        from strata.interpret.text_features import top_features
+
+        return top_features(self, text, sae, **options)
 
     def _checked(self, input_ids: Any, attention_mask: Any) -> tuple[Tensor, Tensor | None]:
         ids = checked_ids(input_ids, vocabulary=self.vocabulary_size, positions=self.max_positions)

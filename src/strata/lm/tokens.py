@@ -94,6 +94,16 @@ class TokenStream:
         self._not_rows = np.array([] if include_special else sorted(self._special), dtype=np.int64)
 
     @property
+    def separator(self) -> int | None:
+        """The id that stands before each document; None where the tokenizer has none, and of token ids given."""
+        return None if self._frame is None else self._frame.separator
+
+    @property
+    def n_prefix_tokens(self) -> int:
+        """How many tokens start every sequence, in the middle of a document too."""
+        return 0 if self._frame is None else len(self._frame.prefix)
+
+    @property
     def one_shot(self) -> bool:
         """Whether the texts come from an iterator, which can be read only once."""
         return self._texts.kind == "iterator"

@@ -1,0 +1,313 @@
+"""Making an index: the language model runs once over some text, and what every SAE makes of it is kept."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from strata.activations.harvest import forward_dtype, harvest, token_stream
+from strata.activations.source import SiteRows
+from strata.atomic import as_json, write_json, write_whole
+from strata.errors import UserError, did_you_mean
+from strata.evaluate.run_model import check_weights, language_model_of
+from strata.evaluate.runs import Run, open_run, saes_of
+from strata.interpret.index import FeatureIndex
+from strata.interpret.index_layout import (
+    FORMAT_VERSION,
+    LOGIT_EFFECTS,
+    RECORD,
+    VOCABULARY,
+    TokenShard,
+    codes_path,
+    shard_sequences,
+    tokens_path,
+)
+from strata.interpret.index_writing import IndexWriter
+from strata.interpret.logit_effects import LogitEffects
+from strata.interpret_config import IndexConfig
+from strata.lm.model import LanguageModel
+from strata.lm.tokens import TokenBatch, TokenStream
+from strata.lm.unembedding import unembedding
+from strata.lm.vocabulary import token_texts
+from strata.log import say
+from strata.sae.model import SAE
+from strata.sae.normalization import Normalization
+from strata.shapes import SparseCode
+
+_SAID_EVERY_SECONDS = 5
+_HASHED_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which text is read, and how: as the arguments of `build_index`."""
+
+    texts: Any
+    n_tokens: int
+    context_tokens: int | None
+    text_batch_size: int
+    lm_dtype: str
+
+
+def index_run(config: IndexConfig, *, progress: bool = True) -> FeatureIndex:
+    """The index of a run: the one that is there, if it is of the same SAEs and text, else a new one.
+
+    An index that was interrupted is gone on with.
+
+    Args:
+        config: whose features, on which text.
+        progress: say on stderr what happens.
+
+    Raises:
+        UserError: no finished run, unknown sites, a text without a token.
+    """
+    run = open_run(config.run)
+    saes = _wanted(run, config, progress=progress)
+    data = run.data if config.data == "auto" else config.data
+    stated = _stated(run, config, saes, data)
+    folder = config.index_folder
+    before = _record_of(folder)
+    if before is not None and not config.reindex and _covers(before, stated) and before["complete"]:
+        return FeatureIndex.open(folder)
+    lm = language_model_of(run, device=config.device, trust_remote_code=config.trust_remote_code)
+    check_weights(lm, run)
+    reading = Reading(data, config.n_tokens, run.config["context_tokens"], run.text_batch_size, config.lm_dtype)
+    fresh = config.reindex or before is None or before["stated"] != stated
+    return _build(lm, saes, reading, folder=folder, stated=stated, fresh=fresh, progress=progress)
+
+
+def build_index(
+    lm: LanguageModel,
+    saes: Mapping[str, SAE],
+    texts: Any,
+    *,
+    folder: str | Path,
+    n_tokens: int = 262_144,
+    context_tokens: int | None = None,
+    text_batch_size: int = 32,
+    lm_dtype: str = "auto",
+    progress: bool = True,
+) -> FeatureIndex:
+    """Run the language model once over a text and keep where each feature of each SAE fires.
+
+    Attention sinks (told by `Normalization` from the first batch) are no rows, as in training and evaluation.
+
+    Args:
+        lm: the language model; it runs no further than the last site.
+        saes: key → SAE, whose ``metadata["site"]`` says where it reads; the key is that site where it says nothing.
+        texts: anything that `strata.lm.text.open_texts` takes.
+        folder: of the index; an index that is there goes.
+        n_tokens: how many tokens to read; the text may end before.
+        context_tokens: length of the sequences; None is the model's own, at most 1024.
+        text_batch_size: sequences per forward.
+        lm_dtype: precision of the forward: "auto", "fp32" or "bf16".
+        progress: say on stderr how far it is.
+
+    Raises:
+        UserError: an unknown site, a text without a row, or a folder that holds something else.
+    """
+    reading = Reading(texts, n_tokens, context_tokens, text_batch_size, lm_dtype)
+    return _build(lm, saes, reading, folder=Path(folder), progress=progress)
+
+
+def _build(
+    lm: LanguageModel,
+    saes: Mapping[str, SAE],
+    reading: Reading,
+    *,
+    folder: Path,
+    stated: dict[str, Any] | None = None,
+    fresh: bool = True,
+    progress: bool = True,
+) -> FeatureIndex:
+    """As `build_index`; with `stated`, what the index is of, and not `fresh`, going on with one that was interrupted."""
+    if not saes:
+        raise UserError("`saes` must hold at least one SAE. Got none. Give {site: sae}.")
+    if fresh and folder.exists():
+        if any(folder.iterdir()) and not (folder / RECORD).is_file():
+            raise UserError(f"The index must have a folder of its own. {folder} holds something else. Give another.")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = token_stream(lm, reading.texts, context_tokens=reading.context_tokens,
+                          text_batch_size=reading.text_batch_size)  # fmt: skip
+    record = _begun(lm, saes, tokens, reading, stated or {})
+    write_json(folder / RECORD, record)
+    _read_text(lm, saes, tokens, reading, folder=folder, progress=progress)
+    n_shards = _n_shards(folder, saes)
+    if n_shards == 0:
+        raise UserError("The text must hold at least one token that is neither pad nor special. Give more text.")
+    write_whole(folder / VOCABULARY, json.dumps(token_texts(lm.tokenizer, lm.vocabulary_size)))
+    _write_logit_effects(lm, saes, folder)
+    n_sequences = sum(len(TokenShard.read(tokens_path(folder, number)).token_ids) for number in range(n_shards))
+    write_json(folder / RECORD, record | {"n_shards": n_shards, "n_sequences": n_sequences, "complete": True})
+    return FeatureIndex.open(folder)
+
+
+def _write_logit_effects(lm: LanguageModel, saes: Mapping[str, SAE], folder: Path) -> None:
+    matrix = unembedding(lm)
+    for key, sae in saes.items():
+        if matrix is not None and matrix.shape[1] == sae.d_out:
+            LogitEffects.of(sae.W_dec, matrix).save(folder / key / LOGIT_EFFECTS)
+
+
+@torch.inference_mode()
+def _read_text(
+    lm: LanguageModel,
+    saes: Mapping[str, SAE],
+    tokens: TokenStream,
+    reading: Reading,
+    *,
+    folder: Path,
+    progress: bool,
+) -> None:
+    done = _n_shards(folder, saes)
+    seq = tokens.context_tokens
+    skipped = done * shard_sequences(seq)
+    writer = IndexWriter(folder, {key: sae.d_sae for key, sae in saes.items()}, sequence_tokens=seq,
+                         vocabulary_size=lm.vocabulary_size, first_shard=done)  # fmt: skip
+    encoder = _Encoder(lm, saes, lm_dtype=reading.lm_dtype)
+    n_wanted, n_read, start, said = -(-reading.n_tokens // seq), skipped, time.monotonic(), time.monotonic()
+    for number, batch in enumerate(_cut(tokens, n_wanted, at=shard_sequences(seq))):
+        if number == 0:
+            encoder.tell_sinks(batch)  # by the first batch, also when going on
+        if skipped >= len(batch.input_ids):
+            skipped -= len(batch.input_ids)
+            continue
+        writer.add(batch, encoder.codes(batch))
+        n_read += len(batch.input_ids)
+        if time.monotonic() - said > _SAID_EVERY_SECONDS:
+            said = time.monotonic()
+            rate = (n_read - done * shard_sequences(seq)) * seq / (said - start)
+            say(f"indexing: {n_read * seq:,} of {n_wanted * seq:,} tokens, {rate:,.0f} a second", shown=progress)
+    writer.finish_shard()
+
+
+def _cut(tokens: TokenStream, n_sequences: int, *, at: int) -> Iterator[TokenBatch]:
+    """The first sequences, in batches that no shard's end runs through."""
+    place = 0
+    for batch in tokens:
+        first = 0
+        while first < len(batch.input_ids) and place < n_sequences:
+            end = min(len(batch.input_ids), first + at - place % at, first + n_sequences - place)
+            yield TokenBatch(*(part[first:end] for part in (batch.input_ids, batch.attention_mask, batch.is_row)))
+            place, first = place + end - first, end
+        if place >= n_sequences:
+            return
+
+
+class _Encoder:
+    """Batches of tokens in, codes of all SAEs out."""
+
+    def __init__(self, lm: LanguageModel, saes: Mapping[str, SAE], *, lm_dtype: str) -> None:
+        self._lm, self._saes = lm, saes
+        self._site = {key: sae.metadata.get("site") or key for key, sae in saes.items()}
+        self._dtype = forward_dtype(lm, lm_dtype)
+        self._sinks: dict[str, Normalization] = {}
+
+    def tell_sinks(self, batch: TokenBatch) -> None:
+        """Attention sinks are what lies as far from these rows as in them."""
+        self._sinks = {site: Normalization.estimate(rows, site=site) for site, rows in self._rows(batch).items()}
+
+    def codes(self, batch: TokenBatch) -> dict[str, tuple[SparseCode, Int[Tensor, " rows"]]]:
+        """For each SAE its code and the rows' places in the flattened batch."""
+        is_row = batch.is_row.reshape(-1).nonzero().squeeze(1)
+        rows = self._rows(batch)
+        kept = {site: (~self._sinks[site].is_sink(x)).nonzero().squeeze(1) for site, x in rows.items()}
+        found = {}
+        for key, sae in self._saes.items():
+            site = self._site[key]
+            x = rows[site] if len(kept[site]) == len(rows[site]) else rows[site][kept[site]]
+            found[key] = (sae.encode_sparse(x.to(sae.device)), is_row[kept[site].cpu()].to(sae.device))
+        return found
+
+    def _rows(self, batch: TokenBatch) -> SiteRows:
+        return harvest(self._lm, batch, list(dict.fromkeys(self._site.values())), autocast_dtype=self._dtype)
+
+
+def _begun(
+    lm: LanguageModel, saes: Mapping[str, SAE], tokens: TokenStream, reading: Reading, stated: dict[str, Any]
+) -> dict[str, Any]:
+    """index.json of an index that begins."""
+    separator = tokens.separator
+    return {
+        "format_version": FORMAT_VERSION,
+        "complete": False,
+        "stated": stated,
+        "model": lm.fingerprint(),
+        "text": as_json(tokens.describe()),
+        "n_tokens_wanted": reading.n_tokens,
+        "sequence_tokens": tokens.context_tokens,
+        "separator": "none" if separator is None else separator,
+        "n_prefix_tokens": tokens.n_prefix_tokens,
+        "saes": {
+            key: {"site": sae.metadata.get("site") or key, "d_sae": sae.d_sae, "d_in": sae.d_in}
+            for key, sae in saes.items()
+        },
+    }
+
+
+def _wanted(run: Run, config: IndexConfig, *, progress: bool) -> dict[str, SAE]:
+    """The SAEs by their folders."""
+    found = {one.path: one for one in saes_of(run, progress=progress)}
+    if config.sites == ("all",):
+        return {path: one.sae for path, one in found.items()}
+    chosen = {}
+    for name in config.sites:
+        paths = [path for path, one in found.items() if name in (path, one.site)]
+        if not paths:
+            raise UserError(f"`sites` must be of the run. Got {name!r}.{did_you_mean(name, found)}")
+        chosen |= {path: found[path].sae for path in paths}
+    return chosen
+
+
+def _stated(run: Run, config: IndexConfig, saes: Mapping[str, SAE], data: str) -> dict[str, Any]:
+    """What an index is of: two with the same are the same."""
+    return as_json(
+        {
+            "model": run.model_key,
+            "weights_sha256": run.record.get("model", {}).get("weights_sha256"),
+            "data": data,
+            "n_tokens": config.n_tokens,
+            "lm_dtype": config.lm_dtype,
+            "saes": {key: _hash(sae) for key, sae in saes.items()},
+        }
+    )
+
+
+def _hash(sae: SAE) -> str:
+    """Of some of an SAE's weights, enough to tell two trainings apart."""
+    parts = (sae.b_enc, sae.b_dec, sae.W_dec[:_HASHED_ROWS], sae.W_enc[:, :_HASHED_ROWS])
+    found = (part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for part in parts)
+    return hashlib.sha256(b"".join(found)).hexdigest()
+
+
+def _covers(record: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether an index has all that is wanted, and perhaps more SAEs."""
+    have = record["stated"]
+    same = {k: v for k, v in have.items() if k != "saes"} == {k: v for k, v in wanted.items() if k != "saes"}
+    return same and have.get("saes", {}).items() >= wanted["saes"].items()
+
+
+def _record_of(folder: Path) -> dict[str, Any] | None:
+    """An index.json that can be gone on with; None where there is none, or a damaged or older one."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return record if record["format_version"] == FORMAT_VERSION and "stated" in record else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _n_shards(folder: Path, saes: Mapping[str, SAE]) -> int:
+    """How many shards are whole: tokens are written after all codes."""
+    number = 0
+    while tokens_path(folder, number).exists() and all(codes_path(folder, key, number).exists() for key in saes):
+        number += 1
+    return number
