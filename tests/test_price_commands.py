@@ -74,7 +74,7 @@ def test_the_plan_of_a_run_is_that_of_its_flags(
         (["plan", "--hardwar", "h100"], "Unknown flag --hardwar. Did you mean '--hardware'"),
         (["plan", "--hardware", "h10"], "`hardware` must be one of this, h200"),
         (["plan", "nonsense"], "Unknown recipe 'nonsense'"),
-        (["plan", "explain", "demo"], "`strata explain` does not exist yet"),
+        (["plan", "explain", "demo"], "`strata explain` has no plan of its own"),
         (["plan", "--n-devices", "0"], "`n_devices` must be at least 1"),
         (["plan", "--hardware", "h100", "--calibrate"], "for this machine alone"),
         (["train", "--sae.k", "0"], "strata: `SAEConfig.k` must be at least 1. Got 0."),

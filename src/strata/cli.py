@@ -22,6 +22,10 @@ commands:
   collect [--flags]            activations to disk, shuffled, for `strata train --activations FOLDER`
   groups [MODEL] [--flags]     how alike the layers are, and which of them could share an SAE
   evaluate RUN... [--flags]    runs side by side on held-out text: reconstruction, loss, tasks, baselines, cost
+  explain RUN [--flags]        what its features mean: explanations, scored on text that the explainer did not see
+  dashboard RUN [--flags]      a page for every feature, to be opened from disk: examples, explanations, logits
+  steer RUN [--flags]          generate text with a feature made stronger, fixed or taken away
+  interactions RUN [--flags]   which features fire together, and which act on which
   bench [--flags]              one SAE step on this machine beside the peers that are installed, and the floors
   doctor RUN                   whether a run goes as it should, finished or not: findings, evidence, what to do
   scaling STORE [--flags]      a sweep of widths, tokens and k, and the laws that fit it
@@ -39,6 +43,9 @@ examples:
   strata groups demo                                    then: strata train --groups groups/demo-stdlib
   strata train --groups auto                            one SAE per group of near layers
   strata evaluate runs/layer-wise runs/grouped
+  strata dashboard runs/demo-stdlib                     index, explanations and pages, in one go
+  strata explain runs/demo-stdlib --interpreter http --base-url http://localhost:8000/v1 --model my-model
+  strata steer runs/demo-stdlib --site layers.3 --latent 123 --strength 4 --prompt "def add("
   strata plan train qwen3-8b --hardware h100 --price-per-hour 3
   strata doctor runs/demo-stdlib
   strata bench --d-in 768 --d-sae 16384                 times, memory and ratios; --quality trains the peers too
@@ -171,20 +178,49 @@ def _parse_plan(words: Sequence[str]) -> Any:
     """What is planned, and how: the first word is one of the commands of `PLANNED`, or else belongs to `train`."""
     if words and words[0] == "explain":
         raise UserError(
-            "`strata explain` does not exist yet. The plan of a training says what explaining its features would cost:"
-            " strata plan train ..."
+            "`strata explain` has no plan of its own. The plan of a training says what explaining its features would"
+            " cost: strata plan train ..."
         )
     known = bool(words) and words[0] in PLANNED
     return PLANNED[words[0] if known else "train"](words[1:] if known else words, plan=True)
 
 
+def _of_run(words: Sequence[str], *, command: str, description: type) -> Any:
+    """A description whose first word, if it is no flag, is the folder of a run."""
+    given = ["--run", *words] if words and not words[0].startswith("-") else words
+    if not {"--run", "-h", "--help"} & {word.split("=")[0] for word in given}:
+        raise UserError(f"`strata {command}` needs the folder of a run. Write strata {command} RUN.")
+    return parsed(description, given, command=command, usage=f"{command} RUN")
+
+
 def _parse_doctor(words: Sequence[str]) -> Any:
     from strata.doctor_config import DoctorConfig
 
-    given = ["--run", *words] if words and not words[0].startswith("-") else words
-    if not {"--run", "-h", "--help"} & {word.split("=")[0] for word in given}:
-        raise UserError("`strata doctor` needs the folder of a run. Write strata doctor RUN.")
-    return parsed(DoctorConfig, given, command="doctor", usage="doctor RUN")
+    return _of_run(words, command="doctor", description=DoctorConfig)
+
+
+def _parse_explain(words: Sequence[str]) -> Any:
+    from strata.explain_config import ExplainConfig
+
+    return _of_run(words, command="explain", description=ExplainConfig)
+
+
+def _parse_dashboard(words: Sequence[str]) -> Any:
+    from strata.dashboard_config import DashboardConfig
+
+    return _of_run(words, command="dashboard", description=DashboardConfig)
+
+
+def _parse_steer(words: Sequence[str]) -> Any:
+    from strata.steer_config import SteerConfig
+
+    return _of_run(words, command="steer", description=SteerConfig)
+
+
+def _parse_interactions(words: Sequence[str]) -> Any:
+    from strata.interactions_config import InteractionsConfig
+
+    return _of_run(words, command="interactions", description=InteractionsConfig)
 
 
 def _parse_scaling(words: Sequence[str]) -> Any:
@@ -274,6 +310,36 @@ def _run_doctor(config: Any) -> tuple[list[str], int]:
     return doctor(config)
 
 
+def _run_explain(config: Any) -> list[str]:
+    from strata.interpret.explain.command import explain_run
+    from strata.memory import settle_memory
+
+    settle_memory()
+    return explain_run(config).lines()
+
+
+def _run_dashboard(config: Any) -> list[str]:
+    from strata.memory import settle_memory
+    from strata.report.dashboard.command import dashboard
+
+    settle_memory()
+    return [str(dashboard(config))]
+
+
+def _run_steer(config: Any) -> list[str]:
+    from strata.steer.command import steer
+
+    return steer(config)
+
+
+def _run_interactions(config: Any) -> list[str]:
+    from strata.memory import settle_memory
+    from strata.report.interactions import interactions_and_report
+
+    settle_memory()
+    return [str(interactions_and_report(config))]
+
+
 def _run_scaling(config: Any) -> list[str]:
     from strata.memory import settle_memory
     from strata.report.scaling import scaling_and_report
@@ -308,6 +374,10 @@ COMMANDS = {
     "collect": Command(_parse_collect, _run_collect),
     "groups": Command(_parse_groups, _run_groups),
     "evaluate": Command(_parse_evaluate, _run_evaluate),
+    "explain": Command(_parse_explain, _run_explain),
+    "dashboard": Command(_parse_dashboard, _run_dashboard),
+    "steer": Command(_parse_steer, _run_steer),
+    "interactions": Command(_parse_interactions, _run_interactions),
     "doctor": Command(_parse_doctor, _run_doctor),
     "bench": Command(_parse_bench, _run_bench),
     "scaling": Command(_parse_scaling, _run_scaling),

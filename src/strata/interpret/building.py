@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from strata.activations.harvest import forward_dtype, harvest, token_stream
 from strata.activations.source import SiteRows
-from strata.atomic import as_json, write_json, write_whole
+from strata.atomic import as_json, remove_folder, write_json, write_whole
 from strata.errors import UserError, did_you_mean
 from strata.evaluate.run_model import check_weights, language_model_of
 from strata.evaluate.runs import Run, open_run, saes_of
@@ -34,6 +33,7 @@ from strata.interpret.index_writing import IndexWriter
 from strata.interpret.logit_effects import LogitEffects
 from strata.interpret_config import IndexConfig
 from strata.lm.model import LanguageModel
+from strata.lm.text import open_texts
 from strata.lm.tokens import TokenBatch, TokenStream
 from strata.lm.unembedding import unembedding
 from strata.lm.vocabulary import token_texts
@@ -72,14 +72,14 @@ def index_run(config: IndexConfig, *, progress: bool = True) -> FeatureIndex:
     run = open_run(config.run)
     saes = _wanted(run, config, progress=progress)
     data = run.data if config.data == "auto" else config.data
-    stated = _stated(run, config, saes, data)
+    reading = Reading(data, config.n_tokens, run.config["context_tokens"], run.text_batch_size, config.lm_dtype)
+    stated = _stated(run, reading, saes)
     folder = config.index_folder
     before = _record_of(folder)
     if before is not None and not config.reindex and _covers(before, stated) and before["complete"]:
         return FeatureIndex.open(folder)
     lm = language_model_of(run, device=config.device, trust_remote_code=config.trust_remote_code)
     check_weights(lm, run)
-    reading = Reading(data, config.n_tokens, run.config["context_tokens"], run.text_batch_size, config.lm_dtype)
     fresh = config.reindex or before is None or before["stated"] != stated
     return _build(lm, saes, reading, folder=folder, stated=stated, fresh=fresh, progress=progress)
 
@@ -128,34 +128,52 @@ def _build(
     fresh: bool = True,
     progress: bool = True,
 ) -> FeatureIndex:
-    """As `build_index`; with `stated`, what the index is of, and not `fresh`, going on with one that was interrupted."""
-    if not saes:
-        raise UserError("`saes` must hold at least one SAE. Got none. Give {site: sae}.")
-    if fresh and folder.exists():
-        if any(folder.iterdir()) and not (folder / RECORD).is_file():
-            raise UserError(f"The index must have a folder of its own. {folder} holds something else. Give another.")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """As `build_index`; if it is not `fresh`, going on with one that was interrupted."""
+    _check(lm, saes, reading, folder)
     tokens = token_stream(lm, reading.texts, context_tokens=reading.context_tokens,
                           text_batch_size=reading.text_batch_size)  # fmt: skip
-    record = _begun(lm, saes, tokens, reading, stated or {})
+    if fresh:
+        remove_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = _begun(lm, saes, tokens, reading, stated)
     write_json(folder / RECORD, record)
     _read_text(lm, saes, tokens, reading, folder=folder, progress=progress)
     n_shards = _n_shards(folder, saes)
     if n_shards == 0:
         raise UserError("The text must hold at least one token that is neither pad nor special. Give more text.")
     write_whole(folder / VOCABULARY, json.dumps(token_texts(lm.tokenizer, lm.vocabulary_size)))
-    _write_logit_effects(lm, saes, folder)
+    with_effects = _write_logit_effects(lm, saes, folder)
     n_sequences = sum(len(TokenShard.read(tokens_path(folder, number)).token_ids) for number in range(n_shards))
-    write_json(folder / RECORD, record | {"n_shards": n_shards, "n_sequences": n_sequences, "complete": True})
+    found = {"n_shards": n_shards, "n_sequences": n_sequences, "logit_effects": with_effects, "complete": True}
+    write_json(folder / RECORD, record | found)
     return FeatureIndex.open(folder)
 
 
-def _write_logit_effects(lm: LanguageModel, saes: Mapping[str, SAE], folder: Path) -> None:
+def _check(lm: LanguageModel, saes: Mapping[str, SAE], reading: Reading, folder: Path) -> None:
+    """Before anything is touched."""
+    if not saes:
+        raise UserError("`saes` must hold at least one SAE. Got none. Give {site: sae}.")
+    if reading.n_tokens < 1:
+        raise UserError(f"`n_tokens` must be at least 1. Got {reading.n_tokens}. Give a larger number.")
+    for key, sae in saes.items():
+        if Path(key).is_absolute() or ".." in Path(key).parts:
+            raise UserError(f"Keys of `saes` must be names of folders within the index. Got {key!r}. Give the site.")
+        lm.site(sae.metadata.get("site") or key)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"The index must have a folder of its own. {folder} is a file. Give another.")
+    if folder.exists() and any(folder.iterdir()) and _record_of(folder) is None:
+        raise UserError(f"The index must have a folder of its own. {folder} holds something else. Give another.")
+
+
+def _write_logit_effects(lm: LanguageModel, saes: Mapping[str, SAE], folder: Path) -> list[str]:
+    """Of which SAEs there are any."""
     matrix = unembedding(lm)
+    written = []
     for key, sae in saes.items():
         if matrix is not None and matrix.shape[1] == sae.d_out:
             LogitEffects.of(sae.W_dec, matrix).save(folder / key / LOGIT_EFFECTS)
+            written.append(key)
+    return written
 
 
 @torch.inference_mode()
@@ -176,12 +194,16 @@ def _read_text(
     encoder = _Encoder(lm, saes, lm_dtype=reading.lm_dtype)
     n_wanted, n_read, start, said = -(-reading.n_tokens // seq), skipped, time.monotonic(), time.monotonic()
     for number, batch in enumerate(_cut(tokens, n_wanted, at=shard_sequences(seq))):
-        if number == 0:
-            encoder.tell_sinks(batch)  # by the first batch, also when going on
-        if skipped >= len(batch.input_ids):
-            skipped -= len(batch.input_ids)
+        wanted = skipped < len(batch.input_ids)  # shards end where batches do
+        skipped -= 0 if wanted else len(batch.input_ids)
+        if number > 0 and not wanted:
             continue
-        writer.add(batch, encoder.codes(batch))
+        rows = encoder.rows(batch)
+        if number == 0:
+            encoder.tell_sinks(rows)  # also when going on
+        if not wanted:
+            continue
+        writer.add(batch, encoder.codes(batch, rows))
         n_read += len(batch.input_ids)
         if time.monotonic() - said > _SAID_EVERY_SECONDS:
             said = time.monotonic()
@@ -212,14 +234,17 @@ class _Encoder:
         self._dtype = forward_dtype(lm, lm_dtype)
         self._sinks: dict[str, Normalization] = {}
 
-    def tell_sinks(self, batch: TokenBatch) -> None:
-        """Attention sinks are what lies as far from these rows as in them."""
-        self._sinks = {site: Normalization.estimate(rows, site=site) for site, rows in self._rows(batch).items()}
+    def rows(self, batch: TokenBatch) -> SiteRows:
+        """The language model's pass."""
+        return harvest(self._lm, batch, list(dict.fromkeys(self._site.values())), autocast_dtype=self._dtype)
 
-    def codes(self, batch: TokenBatch) -> dict[str, tuple[SparseCode, Int[Tensor, " rows"]]]:
+    def tell_sinks(self, rows: SiteRows) -> None:
+        """Which rows are attention sinks is told from these, which are to be the text's first."""
+        self._sinks = {site: Normalization.estimate(x, site=site) for site, x in rows.items()}
+
+    def codes(self, batch: TokenBatch, rows: SiteRows) -> dict[str, tuple[SparseCode, Int[Tensor, " _"]]]:
         """For each SAE its code and the rows' places in the flattened batch."""
         is_row = batch.is_row.reshape(-1).nonzero().squeeze(1)
-        rows = self._rows(batch)
         kept = {site: (~self._sinks[site].is_sink(x)).nonzero().squeeze(1) for site, x in rows.items()}
         found = {}
         for key, sae in self._saes.items():
@@ -228,25 +253,24 @@ class _Encoder:
             found[key] = (sae.encode_sparse(x.to(sae.device)), is_row[kept[site].cpu()].to(sae.device))
         return found
 
-    def _rows(self, batch: TokenBatch) -> SiteRows:
-        return harvest(self._lm, batch, list(dict.fromkeys(self._site.values())), autocast_dtype=self._dtype)
-
 
 def _begun(
-    lm: LanguageModel, saes: Mapping[str, SAE], tokens: TokenStream, reading: Reading, stated: dict[str, Any]
+    lm: LanguageModel, saes: Mapping[str, SAE], tokens: TokenStream, reading: Reading, stated: dict[str, Any] | None
 ) -> dict[str, Any]:
     """index.json of an index that begins."""
-    separator = tokens.separator
+    separator, text, model = tokens.separator, as_json(tokens.describe()), lm.fingerprint()
+    of_all = {"model": model, "text": text, "n_tokens": reading.n_tokens, "lm_dtype": reading.lm_dtype}
     return {
         "format_version": FORMAT_VERSION,
         "complete": False,
-        "stated": stated,
-        "model": lm.fingerprint(),
-        "text": as_json(tokens.describe()),
+        "stated": stated or as_json({**of_all, "saes": _hashes(saes)}),
+        "model": model,
+        "text": text,
         "n_tokens_wanted": reading.n_tokens,
         "sequence_tokens": tokens.context_tokens,
         "separator": "none" if separator is None else separator,
         "n_prefix_tokens": tokens.n_prefix_tokens,
+        "n_suffix_tokens": tokens.n_suffix_tokens,
         "saes": {
             key: {"site": sae.metadata.get("site") or key, "d_sae": sae.d_sae, "d_in": sae.d_in}
             for key, sae in saes.items()
@@ -268,25 +292,29 @@ def _wanted(run: Run, config: IndexConfig, *, progress: bool) -> dict[str, SAE]:
     return chosen
 
 
-def _stated(run: Run, config: IndexConfig, saes: Mapping[str, SAE], data: str) -> dict[str, Any]:
+def _stated(run: Run, reading: Reading, saes: Mapping[str, SAE]) -> dict[str, Any]:
     """What an index is of: two with the same are the same."""
     return as_json(
         {
             "model": run.model_key,
             "weights_sha256": run.record.get("model", {}).get("weights_sha256"),
-            "data": data,
-            "n_tokens": config.n_tokens,
-            "lm_dtype": config.lm_dtype,
-            "saes": {key: _hash(sae) for key, sae in saes.items()},
+            "text": open_texts(reading.texts, split="all").describe(),
+            "n_tokens": reading.n_tokens,
+            "lm_dtype": reading.lm_dtype,
+            "saes": _hashes(saes),
         }
     )
 
 
-def _hash(sae: SAE) -> str:
-    """Of some of an SAE's weights, enough to tell two trainings apart."""
-    parts = (sae.b_enc, sae.b_dec, sae.W_dec[:_HASHED_ROWS], sae.W_enc[:, :_HASHED_ROWS])
-    found = (part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for part in parts)
-    return hashlib.sha256(b"".join(found)).hexdigest()
+def _hashes(saes: Mapping[str, SAE]) -> dict[str, str]:
+    """Of some of each SAE's weights and of its gate, enough to tell two trainings apart."""
+    found = {}
+    for key, sae in saes.items():
+        gate = f"{sae.gate.architecture} {getattr(sae.gate, 'k', '')}"
+        parts = (sae.b_enc, sae.b_dec, sae.W_dec[:_HASHED_ROWS], sae.W_enc[:, :_HASHED_ROWS], *sae.gate.parameters())
+        read = (part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for part in parts)
+        found[key] = hashlib.sha256(gate.encode() + b"".join(read)).hexdigest()
+    return found
 
 
 def _covers(record: dict[str, Any], wanted: dict[str, Any]) -> bool:
@@ -297,11 +325,12 @@ def _covers(record: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def _record_of(folder: Path) -> dict[str, Any] | None:
-    """An index.json that can be gone on with; None where there is none, or a damaged or older one."""
+    """An index.json that can be gone on with or replaced; None where there is none, or a damaged or foreign one."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return record if record["format_version"] == FORMAT_VERSION and "stated" in record else None
-    except (OSError, ValueError, KeyError, TypeError):
+        known = record["format_version"] == FORMAT_VERSION and {"stated", "saes", "sequence_tokens"} <= record.keys()
+        return record if known else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -15,6 +15,11 @@ from strata.interpret.site_index import SiteIndex
 from strata.interpret.texts import TopTexts
 from strata.interpret.windows import Windows
 
+_NEEDED = {
+    *("saes", "n_sequences", "sequence_tokens", "n_shards", "separator", "n_prefix_tokens", "n_suffix_tokens"),
+    "logit_effects",
+}
+
 
 class FeatureIndex:
     """An index that `strata.interpret.building` made.
@@ -116,17 +121,25 @@ class FeatureIndex:
         cannot always be told from the one before it, and then counts as part of it: what is of two documents here is
         of two documents.
         """
-        separator, n_prefix = self.record["separator"], self.record["n_prefix_tokens"]
+        separator, n_prefix, n_suffix = (self.record[n] for n in ("separator", "n_prefix_tokens", "n_suffix_tokens"))
         if separator == "none":
             return np.broadcast_to(np.arange(self.n_sequences, dtype=np.int32)[:, None], self.token_ids.shape)
         begins = self.token_ids == separator
-        begins[:, :n_prefix] = False
+        places, lengths = np.arange(self.sequence_tokens), self.is_token.sum(1, keepdims=True)
+        begins &= (places >= n_prefix) & (places < lengths - n_suffix)
         return begins.reshape(-1).cumsum(dtype=np.int32).reshape(begins.shape)
 
     @cached_property
     def vocabulary(self) -> list[str]:
         """The text of each token id."""
-        return json.loads((self.folder / VOCABULARY).read_text(encoding="utf-8"))
+        path = self.folder / VOCABULARY
+        try:
+            texts = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            texts = None
+        if not isinstance(texts, list):
+            raise UserError(f"An index must be whole. {path} is missing or damaged. Make it anew: --reindex.")
+        return texts
 
     def texts(self, windows: Windows) -> list[list[str]]:
         """The tokens of windows as text, without the places where there is no token."""
@@ -166,14 +179,14 @@ class FeatureIndex:
 def _record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        known = {"saes", "n_sequences", "sequence_tokens", "separator", "n_shards"} <= record.keys()
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        known = record.keys() >= _NEEDED if record["complete"] else True
+    except (ValueError, KeyError, TypeError, AttributeError):
         record, known = {}, False
     if not known:
         raise UserError(f"An index must have a whole {RECORD}. {path} is damaged. Make it anew with --reindex.")
-    if record["format_version"] != FORMAT_VERSION:
+    if record.get("format_version") != FORMAT_VERSION:
         raise UserError(
-            f"An index must be of format {FORMAT_VERSION}. {path} is of {record['format_version']}. Make it anew with"
-            " --reindex."
+            f"An index must be of format {FORMAT_VERSION}. {path} is of {record.get('format_version')}. Make it anew"
+            " with --reindex."
         )
     return record

@@ -23,7 +23,7 @@ from strata.shapes import SparseCode
 class IndexWriter:
     """Fills one shard after the other; a shard is on disk when its tokens are, which are written last.
 
-    It holds one shard's codes: 65,536 tokens times the active latents, 10 bytes each, for every SAE.
+    It holds one shard's codes: 65,536 tokens times the active latents, 12 bytes each, for every SAE.
 
     Args:
         folder: of the index.
@@ -58,7 +58,7 @@ class IndexWriter:
         """How many sequences the shard still takes; batches must not be longer."""
         return self._most - self._n_sequences
 
-    def add(self, batch: TokenBatch, codes: Mapping[str, tuple[SparseCode, Int[Tensor, " rows"]]]) -> None:
+    def add(self, batch: TokenBatch, codes: Mapping[str, tuple[SparseCode, Int[Tensor, " _"]]]) -> None:
         """Take in a batch.
 
         Args:

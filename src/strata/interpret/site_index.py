@@ -105,8 +105,12 @@ class SiteIndex:
 
     def logit_effects(self) -> LogitEffects | None:
         """Which tokens each feature makes likelier and unlikelier; None of a model that has no unembedding."""
-        path = self.folder / LOGIT_EFFECTS
-        return LogitEffects.load(path) if path.exists() else None
+        return self._logit_effects
+
+    @cached_property
+    def _logit_effects(self) -> LogitEffects | None:
+        has = self.key in self.index.record["logit_effects"]
+        return LogitEffects.load(self.folder / LOGIT_EFFECTS) if has else None
 
     def sae(self) -> SAE:
         """The SAE itself, from the run's folder."""
@@ -159,11 +163,13 @@ class SiteIndex:
         )  # fmt: skip
 
     def top(self, latent: int, *, n: int = 20, before: int = 24, after: int = 8) -> Windows:
-        """The strongest firings, no two of whose windows share a token; of equal ones the earlier first."""
+        """The strongest peaks: firings in whose window there is no stronger one; no two windows share a token.
+
+        The strongest first, of equal ones the earlier.
+        """
         firings = self.firings(latent)
-        order = np.argsort(-firings.values, kind="stable")
-        taken = _apart(firings.tokens[order], gap=before + after, n=n, sequence_tokens=self.index.sequence_tokens)
-        return self.windows(latent, firings.tokens[order[taken]], before=before, after=after, firings=firings)
+        taken = _peaks(firings, window=(before, after), n=n, sequence_tokens=self.index.sequence_tokens)
+        return self.windows(latent, firings.tokens[taken], before=before, after=after, firings=firings)
 
     def quantiles(
         self, latent: int, *, n_quantiles: int = 10, n_each: int = 2, seed: int = 0, before: int = 24, after: int = 8
@@ -203,17 +209,20 @@ class SiteIndex:
         return latent
 
 
-def _apart(
-    tokens: Int[np.ndarray, " firings"], *, gap: int, n: int, sequence_tokens: int
-) -> Int[np.ndarray, " chosen"]:
-    """Places of the first `n` tokens, in their order, that lie further apart than `gap` or in other sequences."""
+def _peaks(firings: Firings, *, window: tuple[int, int], n: int, sequence_tokens: int) -> Int[np.ndarray, " peaks"]:
+    """Places of the first `n` firings, by falling value, that are the strongest of their window and lie apart."""
+    before, after = window
     taken: list[int] = []
     kept: dict[int, list[int]] = {}
-    for place, token in enumerate(tokens.tolist()):
-        near = kept.setdefault(token // sequence_tokens, [])
-        if all(abs(token - other) > gap for other in near):
+    starts = firings.tokens // sequence_tokens * sequence_tokens
+    first = np.searchsorted(firings.tokens, np.maximum(firings.tokens - before, starts))
+    end = np.searchsorted(firings.tokens, np.minimum(firings.tokens + after + 1, starts + sequence_tokens))
+    for place in np.argsort(-firings.values, kind="stable").tolist():
+        if len(taken) >= n:
+            break
+        token, near = int(firings.tokens[place]), kept.setdefault(int(starts[place]), [])
+        apart = all(abs(token - other) > before + after for other in near)
+        if apart and firings.values[first[place] : end[place]].max() <= firings.values[place]:
             near.append(token)
             taken.append(place)
-            if len(taken) == n:
-                break
     return np.array(taken, dtype=np.int64)

@@ -11,6 +11,7 @@ from strata.errors import UserError, did_you_mean
 from strata.interpret.texts import ShownText
 from strata.lm.model import LanguageModel
 from strata.lm.vocabulary import token_texts
+from strata.sae.group import GroupSAE
 from strata.sae.model import SAE
 
 
@@ -72,7 +73,7 @@ class TextFeatures:
 
 @torch.inference_mode()
 def top_features(
-    lm: LanguageModel, text: str, sae: SAE, *, site: str | None = None, n: int = 10, by: str = "activation"
+    lm: LanguageModel, text: str, sae: SAE | GroupSAE, *, site: str | None = None, n: int = 10, by: str = "activation"
 ) -> TextFeatures:
     """The features of an SAE that are strongest on a text.
 
@@ -90,6 +91,8 @@ def top_features(
     Raises:
         UserError: a text without a token, an SAE that does not say where it reads, or another `by`.
     """
+    if isinstance(sae, GroupSAE):
+        raise UserError("`sae` must be of one layer. Got a group's. Name the layer: group.at('layers.3').")
     site = site or sae.metadata.get("site")
     if site is None:
         raise UserError("`site` must be given for an SAE that does not say where it was trained. Give site='layers.3'.")

@@ -8,7 +8,8 @@ from markupsafe import escape
 from strata.interpret.windows import Windows
 
 _SHADE = "214, 102, 0"  # of firing tokens, behind the text; readable on light and dark
-_HIDDEN = {"\n": "⏎\n", "\t": "⇥\t", "\r": "␍"}
+_HIDDEN = {"\n": "⏎\n", "\t": "⇥\t", "\x7f": "␡", "\x85": "␤", "\u2028": "␤", "\u2029": "␤"}
+_CONTROLS = 0x2400  # where the pictures of the control characters begin
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,8 @@ class TopTexts:
 
 
 def visible(token: str) -> str:
-    """A token with line ends and tabs to be seen; a lone surrogate as U+FFFD, which every terminal can print."""
-    shown = "".join(_HIDDEN.get(character, character) for character in token)
-    return shown.encode("utf-8", errors="replace").decode("utf-8")
+    """A token with line ends, tabs and control characters to be seen; a lone surrogate as U+FFFD."""
+    return "".join(_shown(character) for character in token)
 
 
 def shaded(token: str, value: float, *, full: float, peak: bool = False) -> str:
@@ -115,3 +115,12 @@ def shaded(token: str, value: float, *, full: float, peak: bool = False) -> str:
     weight = ";font-weight:bold;text-decoration:underline" if peak else ""
     share = 0.15 + 0.75 * min(value / full, 1.0)
     return f'<span title="{value:.3g}" style="background:rgba({_SHADE},{share:.2f}){weight}">{text}</span>'
+
+
+def _shown(character: str) -> str:
+    if character in _HIDDEN:
+        return _HIDDEN[character]
+    number = ord(character)
+    if number < 0x20:
+        return chr(_CONTROLS + number)
+    return "\ufffd" if 0x80 <= number < 0xA0 or 0xD800 <= number < 0xE000 else character

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from strata.config import SAEConfig
-    from strata.interpret.text_features import TextFeatures
     from strata.sae.model import SAE
 
 _HASHED_ENTRIES = 64  # of each weight, in the fingerprint: enough to tell two trainings apart, at once for any model
@@ -315,7 +314,7 @@ class LanguageModel:
 
         return train_at_site(self, dataset, site, target_site=target_site, config=config, **options)
 
-    def top_features(self, text: str, sae: "SAE", **options: Any) -> "TextFeatures":
+    def top_features(self, text: str, sae: Any, **options: Any) -> Any:
         """The features of an SAE that are strongest on a text: see `strata.interpret.text_features.top_features`."""
         from strata.interpret.text_features import top_features
 

@@ -104,6 +104,11 @@ class TokenStream:
         return 0 if self._frame is None else len(self._frame.prefix)
 
     @property
+    def n_suffix_tokens(self) -> int:
+        """How many tokens end every sequence, in the middle of a document too."""
+        return 0 if self._frame is None else len(self._frame.suffix)
+
+    @property
     def one_shot(self) -> bool:
         """Whether the texts come from an iterator, which can be read only once."""
         return self._texts.kind == "iterator"

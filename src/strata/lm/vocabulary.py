@@ -20,8 +20,13 @@ def token_texts(tokenizer: Any, n_tokens: int) -> list[str]:
     n_known = min(n_tokens, len(tokenizer))
     texts = tokenizer.batch_decode([[number] for number in range(n_known)], clean_up_tokenization_spaces=False)
     pieces = tokenizer.convert_ids_to_tokens(list(range(n_known)))
-    spaced = [
-        f" {text}" if isinstance(piece, str) and piece.startswith(_WORD_START) and not text.startswith(" ") else text
-        for text, piece in zip(texts, pieces, strict=True)
-    ]
+    spaced = [_spaced(text, piece) for text, piece in zip(texts, pieces, strict=True)]
     return spaced + [""] * (n_tokens - n_known)
+
+
+def _spaced(text: str, piece: Any) -> str:
+    """A token's text with as many spaces in front as its piece says."""
+    if not isinstance(piece, str) or not piece.startswith(_WORD_START):
+        return text
+    n_spaces = len(piece) - len(piece.lstrip(_WORD_START))
+    return " " * n_spaces + text.lstrip(" ")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -120,6 +120,7 @@ class Judged:
     failures: tuple[Failed, ...] = ()
 
 
+@runtime_checkable
 class Interpreter(Protocol):
     """Explains features, and predicts from explanations. Results come in the order of what was asked."""
 

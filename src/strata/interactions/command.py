@@ -1,0 +1,153 @@
+"""The program behind `strata interactions`: partners of all features, sources of some, and the graphs of both."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from strata.errors import UserError
+from strata.evaluate.run_model import check_weights, language_model_of
+from strata.evaluate.runs import open_run
+from strata.evaluate.tasks.registry import TASKS, make_task
+from strata.interactions.edges import Edges, attribution_edges
+from strata.interactions.graph import Names, attribution_graph, coactivation_graph
+from strata.interactions.targets import heaviest, most_effective, prompts_of, some_sequences, text_of
+from strata.interactions_config import InteractionsConfig
+from strata.interpret.building import index_run
+from strata.interpret.coactivation import Partners, Ranking, partners, partners_across
+from strata.interpret.explain.record import read_all_explanations
+from strata.interpret.index import FeatureIndex
+from strata.interpret.site_index import SiteIndex
+from strata.lm.model import LanguageModel
+from strata.log import say
+from strata.sae.model import SAE
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+_N_PAIRS = 64  # of prompts of a task
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """What was found.
+
+    Attributes:
+        keys: of the SAEs, in the order of the model.
+        coactivation: undirected graph; see `strata.interactions.graph`.
+        attribution: directed graph; without nodes where no edges were looked for.
+        edges: what the second was made from; without targets where none were looked for.
+        counts: what it cost: a dictionary for JSON.
+    """
+
+    keys: list[str]
+    coactivation: "nx.Graph"
+    attribution: "nx.DiGraph"
+    edges: list[Edges]
+    counts: dict[str, Any]
+
+
+def interactions(config: InteractionsConfig, *, progress: bool = True) -> Interactions:
+    """Which features of a run fire together, and, with two sites or more, which contribute to which.
+
+    The index of the run is made if it is not there yet. Partners come from it; for edges the language model runs on a
+    little of its text again.
+
+    Args:
+        config: the run, its sites, and how much to look for.
+        progress: say on stderr what happens.
+
+    Raises:
+        UserError: no finished run, unknown sites or task, two SAEs at one site where edges are wanted.
+    """
+    index = index_run(config, progress=progress)
+    sites = [index[key] for key in index.keys if _wanted(index[key], config)]
+    names = [_names(site) for site in sites]
+    say(f"counting which features of {len(sites)} SAE(s) fire together", shown=progress)
+    start = time.perf_counter()
+    pairs = _pairs(sites, names, config)
+    seconds = time.perf_counter() - start
+    together = coactivation_graph(pairs, n_edges=config.n_edges, least_jaccard=config.least_jaccard)
+    counts: dict[str, Any] = {"coactivation": _counted(pairs, seconds=seconds)}
+    found = []
+    if len(sites) > 1 and config.n_targets > 0:
+        say(f"the sources of {config.n_targets} features of each site but the first", shown=progress)
+        start = time.perf_counter()
+        found = [_edges(index, sites, config)]
+        counts["attribution"] = _spent(found[0], seconds=time.perf_counter() - start)
+    by_site = {name.site: name for name in names}
+    given = attribution_graph(found[0], by_site, n_sources=config.n_sources) if found else _nothing()
+    return Interactions([site.key for site in sites], together, given, found, counts)
+
+
+def _nothing() -> "nx.DiGraph":
+    import networkx as nx
+
+    return nx.DiGraph()
+
+
+def _wanted(site: SiteIndex, config: InteractionsConfig) -> bool:
+    """An index may hold more than was asked for."""
+    return "all" in config.sites or site.key in config.sites or site.site in config.sites
+
+
+def _names(site: SiteIndex) -> Names:
+    explained = next(iter(read_all_explanations(site.folder).values()), {})
+    texts = {latent: feature.text for latent, feature in explained.items() if feature.text}
+    return Names(site.key, site.site, site.statistics().density, texts)
+
+
+def _pairs(
+    sites: Sequence[SiteIndex], names: Sequence[Names], config: InteractionsConfig
+) -> list[tuple[Names, Names, Partners]]:
+    """Partners within each site, then across each two."""
+    ranking = Ranking(n_partners=config.n_partners, by=config.rank_by, n_least=config.n_least)
+    within = [(name, name, partners(site.shards, ranking=ranking)) for site, name in zip(sites, names, strict=True)]
+    two = combinations(zip(sites, names, strict=True), 2)
+    across = [(a, b, partners_across(one.shards, other.shards, ranking=ranking)) for (one, a), (other, b) in two]
+    return within + across
+
+
+def _counted(pairs: Sequence[tuple[Names, Names, Partners]], *, seconds: float) -> dict[str, Any]:
+    found = [
+        {"keys": [a.key, b.key], "n_increments": p.n_increments, "n_passes": p.n_passes, "n_rows": p.n_rows}
+        for a, b, p in pairs
+    ]
+    return {"pairs_of_saes": found, "n_increments": sum(pair["n_increments"] for pair in found), "seconds": seconds}
+
+
+def _edges(index: FeatureIndex, sites: Sequence[SiteIndex], config: InteractionsConfig) -> Edges:
+    run = open_run(config.run)
+    lm = language_model_of(run, device=config.device, trust_remote_code=config.trust_remote_code)
+    check_weights(lm, run)
+    saes = _one_for_each_site(sites, lm)
+    ordered = [site for site in lm.sites if site in saes] + [site for site in saes if site not in lm.sites]
+    later = ordered[1:]
+    if config.targets == "task":
+        if config.task not in TASKS:
+            raise UserError(f"`task` must be one of {', '.join(TASKS)}. Got {config.task!r}.")
+        pairs = make_task(config.task, lm.tokenizer, n_pairs=_N_PAIRS, seed=0)
+        targets: Mapping[str, Sequence[int]] = most_effective(lm, saes, pairs, sites=later, n=config.n_targets)
+        batches = prompts_of(lm, pairs, batch_sequences=config.batch_sequences)
+    else:
+        sequences = some_sequences(index, config.n_edge_tokens)
+        targets = {site.site: heaviest(site, sequences, config.n_targets) for site in sites if site.site in later}
+        batches = text_of(index, sequences, batch_sequences=config.batch_sequences)
+    return attribution_edges(lm, saes, targets, batches, upstream=config.upstream)
+
+
+def _one_for_each_site(sites: Sequence[SiteIndex], lm: LanguageModel) -> dict[str, SAE]:
+    saes: dict[str, SAE] = {}
+    for site in sites:
+        if site.site in saes:
+            raise UserError(
+                f"`sites` must name one SAE for each site where edges are wanted. {site.site!r} has several. Name "
+                "folders below RUN/sae with --sites, or leave edges out with --n-targets 0."
+            )
+        saes[site.site] = site.sae().to(lm.device)
+    return saes
+
+
+def _spent(edges: Edges, *, seconds: float) -> dict[str, Any]:
+    return {**vars(edges.spent), "n_targets": len(edges.targets), "seconds": seconds}

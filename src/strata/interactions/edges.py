@@ -1,0 +1,300 @@
+"""Attribution edges: what the features of earlier sites contribute to features of later ones, on a text."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from strata.errors import UserError, did_you_mean
+from strata.interactions.readout import slopes
+from strata.kernels.entries import SparseEntries
+from strata.lm.model import LanguageModel
+from strata.lm.sites import as_grid, first_tensor
+from strata.lm.tokens import TokenBatch
+from strata.sae.model import SAE, Transcoder
+
+Grid = Float[Tensor, "batch seq d_in"]
+Upstream = Literal["nearest", "all"]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What one site's features, and what its SAE misses, contribute to a target.
+
+    Attributes:
+        effects: Σ over positions of a_i · ∂m/∂a_i of each feature, [d_sae], in the units of the target's activation.
+        error: ⟨∂m/∂x, ε⟩, the same of the SAE's error; where no SAE stands (special tokens) x is all error.
+        bias: ⟨∂m/∂x, b_dec⟩, the same of the decoder's bias.
+    """
+
+    effects: Float[Tensor, " d_sae"]
+    error: float
+    bias: float
+
+    @property
+    def total(self) -> float:
+        """All of it: ⟨∂m/∂x, x⟩."""
+        return self.effects.double().sum().item() + self.error + self.bias
+
+
+@dataclass(frozen=True)
+class Target:
+    """A feature, what it did on the text, and from where.
+
+    Attributes:
+        site: where it is.
+        latent: its number.
+        activation: m, the sum of its activations over the positions that were asked for.
+        n_positions: on how many of these it fires.
+        sources: by upstream site.
+    """
+
+    site: str
+    latent: int
+    activation: float
+    n_positions: int
+    sources: dict[str, Sources]
+
+    def rest(self, site: str) -> float:
+        """What does not come through a site to first order: the biases on the way, and all that is not linear there."""
+        return self.activation - self.sources[site].total
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What edges took.
+
+    Attributes:
+        n_forwards: forward passes, one for each batch, as far as the last site.
+        n_backwards: backward passes, one for each target and batch on which it fires; each from its site to the first
+            site whose features are its sources.
+        n_forward_tokens: tokens of the forward passes.
+        n_backward_tokens: tokens of the backward passes.
+    """
+
+    n_forwards: int
+    n_backwards: int
+    n_forward_tokens: int
+    n_backward_tokens: int
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What `attribution_edges` finds.
+
+    Attributes:
+        targets: in the order in which they were asked for.
+        spent: what it took.
+    """
+
+    targets: list[Target]
+    spent: Spent
+
+
+def attribution_edges(
+    lm: LanguageModel,
+    saes: Mapping[str, SAE],
+    targets: Mapping[str, Sequence[int]],
+    batches: Sequence[TokenBatch],
+    *,
+    upstream: Upstream = "nearest",
+    positions: Sequence[Bool[Tensor, "batch seq"]] | None = None,
+) -> Edges:
+    """How much each feature of earlier sites contributes to target features, by gradient × activation.
+
+    A target j at site v has m = Σ over positions of a_j. Where it fires, a_j = s_j (⟨W_enc[:, j], x_v − b_dec⟩ +
+    b_enc[j]) with the gate's slope s_j (1, or exp(r_mag) of a Gated SAE); which features fire is held. The edge from
+    feature i of site u is Σ over positions of a_i · ⟨∂m/∂x_u, W_dec[i]⟩: to first order, by how much m would fall if i
+    were set to zero, the SAE's error and all other features of u held. It is exact where x_v is affine in x_u.
+    One backward pass for each target gives the edges from all features, the error and the bias of every upstream site.
+
+    The values of the forward pass are the model's own. At sites between u and v the gradient passes through features
+    and error alike, once: effects are total, not direct.
+
+    Source: Marks et al. 2024, "Sparse feature circuits", §3 (edges).
+    Differs: they stop the gradient at the features of sites between, and weigh an edge by the target's effect on
+        a task.
+
+    Args:
+        lm: the language model.
+        saes: site → SAE, at all sites, upstream and downstream.
+        targets: site → latents whose edges are wanted.
+        batches: the text. Features are looked at on its rows alone.
+        upstream: sources of a target: the features of the site before its own (in the order in which the model comes to
+            them), or of all sites before.
+        positions: for each batch, where m is summed; None is everywhere.
+
+    Raises:
+        UserError: fewer than two sites, a transcoder, an unknown site or latent, a target at the first site, no text.
+    """
+    _check(lm, saes, targets, batches, upstream=upstream)
+    sums = {(site, int(latent)): _Sum(lm.device) for site, latents in targets.items() for latent in latents}
+    spent = [0, 0, 0, 0]
+    order: list[str] = []
+    with torch.inference_mode(False):
+        for number, batch in enumerate(batches):
+            x = _sites(lm, saes, batch)
+            order = list(x)
+            at = {site: _AtSite(saes[site], own, batch.is_row) for site, own in x.items()}
+            where = batch.is_row if positions is None else batch.is_row & positions[number]
+            spent[0], spent[2] = spent[0] + 1, spent[2] + batch.input_ids.numel()
+            for (site, latent), found in sums.items():
+                readout, m, n_positions = at[site].readout(latent, where)
+                if n_positions == 0:
+                    continue
+                sites = _before(order, site, upstream)
+                gradients = torch.autograd.grad(
+                    x[site], [x[u] for u in sites], grad_outputs=readout, retain_graph=True, materialize_grads=True
+                )
+                spent[1], spent[3] = spent[1] + 1, spent[3] + batch.input_ids.numel()
+                found.add(m, n_positions, {u: at[u].sources(g) for u, g in zip(sites, gradients, strict=True)})
+    for site in targets:
+        _before(order, site, upstream)  # a target that never fired has not been checked yet
+    found = [
+        _Sum.target(total, site, latent, {u: saes[u] for u in _before(order, site, upstream)})
+        for (site, latent), total in sums.items()
+    ]
+    return Edges(found, Spent(*spent))
+
+
+def _before(order: Sequence[str], site: str, upstream: Upstream) -> list[str]:
+    """The sites whose features are sources."""
+    before = list(order[: order.index(site)])
+    if not before:
+        raise UserError(
+            f"`targets` must have a site before them. {site!r} is the first of {', '.join(order)}. Add an earlier site."
+        )
+    return before if upstream == "all" else before[-1:]
+
+
+class _Sum:
+    """Sums over batches of one target."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.activation, self.n_positions = 0.0, 0
+        self.sources: dict[str, Sources] = {}
+
+    def add(self, activation: float, n_positions: int, sources: Mapping[str, Sources]) -> None:
+        """Add a batch."""
+        self.activation, self.n_positions = self.activation + activation, self.n_positions + n_positions
+        for site, new in sources.items():
+            if (old := self.sources.get(site)) is not None:
+                new = Sources(old.effects + new.effects, old.error + new.error, old.bias + new.bias)
+            self.sources[site] = new
+
+    def target(self, site: str, latent: int, upstream: Mapping[str, SAE]) -> Target:
+        """What was summed; zeros for a target that never fired."""
+        none = {u: Sources(sae.W_dec.new_zeros(sae.d_sae), 0.0, 0.0) for u, sae in upstream.items()}
+        return Target(site, latent, self.activation, self.n_positions, none | self.sources)
+
+
+class _AtSite:
+    """A site's code and error in one batch."""
+
+    def __init__(self, sae: SAE, x: Grid, is_row: Bool[Tensor, "batch seq"]) -> None:
+        self.sae, self.x_like = sae, x
+        x = x.detach().to(sae.device, sae.dtype)
+        rows = is_row.to(sae.device)[..., None]
+        code = sae.encode_sparse(x)
+        self.values = code.values * rows
+        self.indices = code.indices
+        self.bias = sae.b_dec * rows
+        self.error = x - sae.decode(code) * rows
+        self.entries = SparseEntries.of_topk(code.indices.flatten(0, 1), sae.d_sae)
+
+    def readout(self, latent: int, where: Bool[Tensor, "batch seq"]) -> tuple[Grid, float, int]:
+        """∂m/∂x of a feature of this site, m, and on how many positions it fires."""
+        values = (self.values * (self.indices == latent)).sum(-1) * where.to(self.values.device)
+        fires = values > 0
+        direction = self.sae.W_enc[:, latent] * slopes(self.sae)[latent]
+        readout = (fires[..., None] * direction).to(self.x_like.device, self.x_like.dtype)
+        return readout, values.double().sum().item(), int(fires.sum())
+
+    def sources(self, gradient: Grid) -> Sources:
+        """What this site's features contribute, given ∂m/∂x."""
+        gradient = gradient.to(self.sae.device, self.sae.dtype)
+        along = self.entries.dot(gradient.flatten(0, 1).contiguous(), self.sae.W_dec)
+        effects = self.entries.sum_by_latent(self.values.reshape(-1) * along)
+        return Sources(
+            effects, (gradient * self.error).double().sum().item(), (gradient * self.bias).double().sum().item()
+        )
+
+
+class _AllSeen(Exception):
+    """The last site has been read: the rest of the forward pass is not needed."""
+
+
+def _sites(lm: LanguageModel, saes: Mapping[str, SAE], batch: TokenBatch) -> dict[str, Grid]:
+    """x at the sites, in the order in which the model comes to them; its graph begins at the first of them."""
+    n_seqs, seq = batch.input_ids.shape
+    seen: dict[str, Tensor] = {}
+
+    def reader(site: str) -> Callable[..., Any]:
+        def read(module: Any, args: Any, output: Any) -> Any:
+            own = first_tensor(output)
+            x = as_grid(own, batch=n_seqs, seq=seq, site=site)
+            seen[site] = x if x.requires_grad else x.detach().requires_grad_()
+            if len(seen) == len(saes):
+                raise _AllSeen
+            out = seen[site].clone().reshape(own.shape)  # some models write into what a sub-block returned
+            return type(output)((out, *output[1:])) if isinstance(output, (tuple, list)) else out
+
+        return read
+
+    with _hooked(lm, {site: reader(site) for site in saes}), torch.enable_grad():
+        try:
+            lm.logits(batch.input_ids, attention_mask=batch.attention_mask)
+        except _AllSeen:
+            return seen
+    unseen = [site for site in saes if site not in seen]
+    raise UserError(
+        f"`saes` must stand where the forward pass comes through. {unseen[0]!r} took no part; leave it out."
+    )
+
+
+@contextmanager
+def _hooked(lm: LanguageModel, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    handles = []
+    try:
+        for site, hook in hooks.items():
+            handles.append(lm.model.get_submodule(lm.site(site).path).register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check(
+    lm: LanguageModel,
+    saes: Mapping[str, SAE],
+    targets: Mapping[str, Sequence[int]],
+    batches: Sequence[TokenBatch],
+    *,
+    upstream: str,
+) -> None:
+    if upstream not in get_args(Upstream):
+        raise UserError(f"`upstream` must be one of {', '.join(get_args(Upstream))}. Got {upstream!r}.")
+    if len(saes) < 2:
+        raise UserError(f"`saes` must hold two sites or more for edges between them. Got {len(saes)}. Add a site.")
+    for site, sae in saes.items():
+        if isinstance(sae, Transcoder):
+            raise UserError(f"`saes` must reconstruct their sites. Got a transcoder at {site!r}; leave it out.")
+    with lm.attach(saes):  # checks the sites' names and widths
+        pass
+    if not batches:
+        raise UserError("`batches` must hold some text. Got none.")
+    if not any(len(latents) for latents in targets.values()):
+        raise UserError("`targets` must name at least one feature. Got none. Give them as {site: latents}.")
+    for site, latents in targets.items():
+        if site not in saes:
+            raise UserError(f"`targets` must be features of `saes`. Got {site!r}.{did_you_mean(site, saes)}")
+        outside = [int(latent) for latent in latents if not 0 <= latent < saes[site].d_sae]
+        if outside:
+            raise UserError(
+                f"`targets` must be latents in [0, {saes[site].d_sae}) at {site!r}. Got {outside[0]}. Leave it out."
+            )
