@@ -20,6 +20,7 @@ from strata.interpret.building import build_index
 from strata.interpret.explain.command import explain_index
 from strata.interpret.explain.record import read_explanations
 from strata.lm.model import LanguageModel
+from strata.memory import settle_memory
 from strata.sae.model import SAE
 
 MEASURES = {
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--n-features", type=int, default=500)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    settle_memory()
     lm, seeds = LanguageModel("demo"), []
     for folder in sorted(given.saes.glob("seed-*")):
         start = time.perf_counter()

@@ -19,6 +19,7 @@ from strata.interactions.graph import Names, attribution_graph, coactivation_gra
 from strata.interactions.picture import MOST_NODES, draw, strongest
 from strata.interactions.targets import heaviest, some_sequences
 from strata.interactions_config import InteractionsConfig
+from strata.interpret.building import build_index
 from strata.interpret.coactivation import Ranking, partners, partners_across
 from strata.interpret.coactivation_counts import shard_of
 from strata.interpret.index import FeatureIndex
@@ -26,7 +27,7 @@ from strata.interpret.site_index import SiteIndex
 from strata.lm.model import LanguageModel
 from strata.lm.sites import first_tensor
 from strata.lm.tokens import TokenBatch
-from strata.report.interactions import page_of
+from strata.report.interactions import interactions_and_report, page_of
 from strata.sae.gates import Gated, JumpReLU, TopK
 from strata.sae.model import SAE, Transcoder
 from strata.shapes import SparseCode
@@ -405,3 +406,32 @@ def test_heaviest_are_those_of_the_chosen_sequences(monkeypatch: pytest.MonkeyPa
     mass = code.dense().view(8, 5, 10)[chosen].sum((0, 1))
     assert heaviest(site, chosen, 4) == mass.argsort(descending=True)[:4].tolist()
     assert 9 not in heaviest(site, chosen, 10)
+
+
+def test_a_run_from_the_index_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program on a tiny index of two random SAEs of the embedded model, made as `strata explain` makes it."""
+    lm = LanguageModel("demo")
+    saes = {site: random_sae(i, d_in=lm.d_in(site)).float() for i, site in enumerate(["layers.3", "layers.5"])}
+    run = tmp_path / "run"
+    for site, sae in saes.items():
+        sae.metadata["site"] = site
+        sae.save(run / "sae" / site)
+    texts = [f"def f_{i}(x):\n    return [x + {i}, 'a{i}']\n" * 8 for i in range(12)]
+    index = build_index(lm, saes, texts, folder=run / "index", n_tokens=1500, context_tokens=64, progress=False)
+    record = {"config": {"model": "demo", "data": "none", "context_tokens": 64, "sae": {"k": 8, "text_batch_size": 4}}}
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    monkeypatch.setattr("strata.interactions.command.index_run", lambda config, progress: index)
+    config = InteractionsConfig(run=run, n_targets=3, n_edge_tokens=256, device="cpu", n_least=2)
+    page = interactions_and_report(config, progress=False)
+    assert {path.name for path in page.parent.iterdir()} == {
+        *("index.html", "interactions.json", "coactivation.graphml", "coactivation.svg"),
+        *("attribution.graphml", "attribution.svg"),
+    }
+    kept = json.loads((page.parent / "interactions.json").read_text(encoding="utf-8"))
+    assert [pair["keys"] for pair in kept["counts"]["coactivation"]["pairs_of_saes"]] == [
+        *(["layers.3", "layers.3"], ["layers.5", "layers.5"], ["layers.3", "layers.5"]),
+    ]
+    assert kept["counts"]["attribution"]["n_targets"] == 3
+    assert kept["about"]["across"] == "nearest"
+    with pytest.raises(UserError, match=r"`out` must be a new folder. .* exists. Give another, or --overwrite"):
+        interactions_and_report(config, progress=False)

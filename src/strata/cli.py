@@ -327,8 +327,10 @@ def _run_dashboard(config: Any) -> list[str]:
 
 
 def _run_steer(config: Any) -> list[str]:
+    from strata.memory import settle_memory
     from strata.steer.command import steer
 
+    settle_memory()
     return steer(config)
 
 

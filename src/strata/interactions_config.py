@@ -16,7 +16,10 @@ class InteractionsConfig(IndexConfig):
     rank_by: Literal["jaccard", "phi", "pearson", "lift", "count"] = "jaccard"
     """By which measure a feature's partners are ranked."""
     n_partners: int = 10
-    """Partners of each feature, within its site and at each other site."""
+    """Partners of each feature, within its site and at each other site that is looked at."""
+    across: Literal["none", "nearest", "all"] = "nearest"
+    """Which two sites' features are looked for together, besides those of one site: those of neighbouring sites, or of
+    any two (n sites have n(n − 1)/2 pairs, each as much work as a site)."""
     n_least: int = 10
     """Tokens on which two features must fire together to be partners."""
     least_jaccard: float = 0.1

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 from strata.errors import UserError
@@ -104,7 +104,8 @@ def _pairs(
     """Partners within each site, then across each two."""
     ranking = Ranking(n_partners=config.n_partners, by=config.rank_by, n_least=config.n_least)
     within = [(name, name, partners(site.shards, ranking=ranking)) for site, name in zip(sites, names, strict=True)]
-    two = combinations(zip(sites, names, strict=True), 2)
+    named = list(zip(sites, names, strict=True))
+    two = {"none": [], "nearest": pairwise(named), "all": combinations(named, 2)}[config.across]
     across = [(a, b, partners_across(one.shards, other.shards, ranking=ranking)) for (one, a), (other, b) in two]
     return within + across
 
