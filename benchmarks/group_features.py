@@ -91,6 +91,8 @@ def main() -> None:
     for name, row in found.items():
         difference = f"{row['difference'][0]:+.4f} ± {row['difference'][1]:.4f}"
         print(f"{name:<20}{row['layer_wise']:>12.4f}{row['group']:>10.4f}{difference:>24}{row['shuffled']:>12.4f}")
+    for side, in_groups in (("layer-wise", False), ("group", True)):
+        print(f"{side}: {scored_share(seeds, in_groups=in_groups):.1%} of the drawn live features have a score")
     if given.json:
         settings = {"groups": given.groups, "n_tokens": given.n_tokens, "n_features": given.n_features}
         given.json.write_text(json.dumps({**settings, "compared": found, "seeds": seeds}, indent=1) + "\n")
@@ -113,6 +115,12 @@ def compared(seeds: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         found[name] = {"layer_wise": alone, "group": group, "shuffled": shuffled, "by_seed": differences,
                        "difference": interval(differences)}  # fmt: skip
     return found
+
+
+def scored_share(seeds: list[dict[str, Any]], *, in_groups: bool) -> float:
+    """Of the features that were drawn; the others' scores are undefined or their firings too few."""
+    found = [sae for seed in seeds for key, sae in seed["saes"].items() if ("/" in key) == in_groups]
+    return sum(sae["n_scored"] for sae in found) / sum(sae["n_features"] for sae in found)
 
 
 if __name__ == "__main__":

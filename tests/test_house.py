@@ -18,7 +18,10 @@ SOURCE = ROOT / "src"
 # A module belongs to the layer that names it or, failing that, its nearest parent.
 # It may import from its own layer and from lower ones, which stand above.
 LAYERS = (
-    ("words", ("strata.shapes", "strata.durations", "strata.errors", "strata.amounts", "strata.cache")),
+    (
+        "words",
+        ("strata.shapes", "strata.durations", "strata.errors", "strata.amounts", "strata.cache", "strata.visible_text"),
+    ),
     (
         "intent",
         (
@@ -35,6 +38,7 @@ LAYERS = (
         (
             *("strata.lm", "strata.activations", "strata.atomic", "strata.checkpoint", "strata.formats"),
             *("strata.log", "strata.loggers", "strata.signals", "strata.memory", "strata.machine"),
+            "strata.out_folder",
             "strata.distributed",
         ),
     ),

@@ -17,11 +17,12 @@ from transformers import PreTrainedTokenizerFast
 
 from finished_runs import grouped, layer_wise, sae, write_run, write_text
 from strata.errors import UserError
-from strata.interpret import building, index_layout, index_writing
-from strata.interpret.building import build_index, index_run
+from strata.interpret import building, index_layout, index_writing, run_index
+from strata.interpret.building import build_index
 from strata.interpret.index import FeatureIndex
 from strata.interpret.index_layout import CodeFile, TokenShard, codes_path, tokens_path, write_codes
 from strata.interpret.index_writing import IndexWriter
+from strata.interpret.run_index import index_run
 from strata.interpret.site_index import SiteIndex
 from strata.interpret.windows import Windows
 from strata.interpret_config import IndexConfig
@@ -563,7 +564,17 @@ def test_batches_and_shards_change_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_the_vocabulary_spells_the_tokens(built: FeatureIndex) -> None:
     assert len(built.vocabulary) == 300
     windows = built["layers.0"].windows(0, np.array([1, 40]), before=1, after=6)
-    assert built.texts(windows)[0] == [END, "d", "e", "f", " ", "f", "i", "r"]
+    ids = windows.token_ids[0][windows.is_token[0]].tolist()
+    assert [built.vocabulary[i] for i in ids] == [
+        END,
+        "d",
+        "e",
+        "f",
+        " ",
+        "f",
+        "i",
+        "r",
+    ]
     ids = tiny_tokenizer()("語", add_special_tokens=False)["input_ids"]
     assert [built.vocabulary[number] for number in ids] == ["\ufffd"] * 3
     assert built.vocabulary[-1] == "", "an id that the tokenizer does not know"
@@ -703,7 +714,9 @@ def test_what_a_killed_process_left_of_a_shard_does_not_matter(run: Path, monkey
     record = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     for name in ("n_shards", "n_sequences"):
         del record[name]
-    (folder / "index.json").write_text(json.dumps(record | {"complete": False}), encoding="utf-8")
+    (folder / "index.json").write_text(
+        json.dumps(record | {"complete": False, "being_made": record["stated"]["saes"]}), encoding="utf-8"
+    )
     tokens_path(folder, 2).unlink()
     tokens_path(folder, 3).unlink()
     codes_path(folder, "layers.0", 2).write_bytes(b"of another time")
@@ -718,20 +731,37 @@ def test_what_a_killed_process_left_of_a_shard_does_not_matter(run: Path, monkey
 
 def test_the_same_index_is_used_without_loading_the_model(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(indexed(run).folder)
-    monkeypatch.setattr(building, "language_model_of", lambda *_, **__: pytest.fail("loaded a model"))
+    monkeypatch.setattr(run_index, "language_model_of", lambda *_, **__: pytest.fail("loaded a model"))
     assert indexed(run).keys == ["layers.0", "layers.1", "layers.2"]
     assert indexed(run, sites=("layers.1",)).keys == ["layers.0", "layers.1", "layers.2"], "it has that one, too"
     assert contents(run / "index") == before
 
 
-def test_an_index_of_some_sites_is_made_anew_for_all(run: Path) -> None:
+def test_an_index_gets_the_saes_that_it_lacks(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = indexed(run, sites=("layers.2",))
     assert some.keys == ["layers.2"]
-    codes = stored(some["layers.2"])
+    (some["layers.2"].folder / "explanations.jsonl").write_text("of hours of work")
+    codes, written = stored(some["layers.2"]), written_codes(monkeypatch)
+    with monkeypatch.context() as patch:
+        interrupt(patch, at=6)
+        with pytest.raises(KeyboardInterrupt):
+            indexed(run, sites=("layers.0",))
+    assert FeatureIndex.open(run).keys == ["layers.2"], "what was whole is still there"
     every = indexed(run)
     assert every.keys == ["layers.0", "layers.1", "layers.2"]
-    # How fp16 rounds is decided shard by shard, whatever other SAEs there are.
+    assert not any(name.startswith("layers.2") for name in written)
     assert np.array_equal(stored(every["layers.2"]), codes)
+    assert (every["layers.2"].folder / "explanations.jsonl").read_text() == "of hours of work"
+    assert all(site.logit_effects() is not None for site in every.sites())
+    monkeypatch.setattr(run_index, "language_model_of", lambda *_, **__: pytest.fail("loaded a model"))
+    added = contents(indexed(run).folder)
+    monkeypatch.undo()
+    indexed(run, reindex=True)
+    at_once = contents(run / "index")
+    del added["layers.2/explanations.jsonl"]
+    assert {name: part for name, part in added.items() if name != "index.json"} == {
+        name: part for name, part in at_once.items() if name != "index.json"
+    }
 
 
 def test_a_group_is_chosen_by_folder_or_site(tmp_path: Path, model: Path, data: Path) -> None:
@@ -853,6 +883,30 @@ def test_a_record_that_lacks_something_is_damaged(lost: str, own: Path) -> None:
     (own / "index.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(UserError, match="--reindex"):
         FeatureIndex.open(own).documents  # noqa: B018  read here
+
+
+@pytest.mark.parametrize("key", ["../outside", "/tmp/x", "a/../../b", "", "a\\b"])
+def test_no_key_leads_out_of_the_index(key: str, own: Path) -> None:
+    record = json.loads((own / "index.json").read_text(encoding="utf-8"))
+    record["saes"][key] = record["saes"]["layers.0"]
+    (own / "index.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match=r"Keys of an index must be names of folders within it"):
+        FeatureIndex.open(own)
+
+
+def test_saes_are_not_added_on_another_text(run: Path) -> None:
+    folder = indexed(run, sites=("layers.2",)).folder
+    shard = TokenShard.read(tokens_path(folder, 1))
+    TokenShard(shard.token_ids[::-1].copy(), shard.is_token, shard.is_row).write(tokens_path(folder, 1))
+    with pytest.raises(UserError, match=r"must be of one text.*tokens-00001.*--reindex"):
+        indexed(run)
+
+
+def test_where_documents_cannot_be_told_sequences_in_a_row_are_one(built: FeatureIndex) -> None:
+    record = built.record | {"separator": "none", "n_sequences": built.n_sequences}
+    given = FeatureIndex(built.folder, record)
+    assert given.documents[:, 0].tolist() == [n // 32 for n in range(built.n_sequences)]
+    assert (given.documents == given.documents[:, :1]).all()
 
 
 def test_an_index_of_another_format_is_said(own: Path) -> None:

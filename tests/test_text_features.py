@@ -155,7 +155,9 @@ def test_top_texts_are_the_strongest_windows(index: FeatureIndex) -> None:
         assert found.density == pytest.approx(index[SITE].density(latent))
         for number, text in enumerate(found):
             there = windows.is_token[number]
-            assert list(text.tokens) == index.texts(windows)[number]
+            assert list(text.tokens) == [
+                index.vocabulary[i] for i in windows.token_ids[number][windows.is_token[number]].tolist()
+            ]
             assert list(text.activations) == windows.activations[number][there].tolist()
             assert text.activations[text.peak] == windows.activations[number, 5]
         assert found[0].strength == index[SITE].max_activation[latent]
@@ -269,7 +271,14 @@ def test_a_token_does_not_command_the_terminal(character: str) -> None:
 
 
 def test_line_ends_and_tabs_are_to_be_seen() -> None:
-    assert visible("a\n\tb") == "a⏎\n⇥\tb"
+    assert visible("a\n\tb") == "a⏎⇥b"
+    assert visible("a\n\tb", breaks=True) == "a⏎\n⇥\tb"
+
+
+def test_what_moves_or_hides_text_is_to_be_seen() -> None:
+    turned, joined = "a\u202eb", "a\u200bb"  # the rest from right to left; a space of no width
+    assert visible(turned) == visible(joined) == "a\ufffdb"
+    assert visible("a\u00a0é漢\U0001f600") == "a\u00a0é漢\U0001f600", "what can be seen stays"
     assert "⏎\n" in shown("x", "\n").html(full=2.0)
     assert str(shown("x", "\n", "y", peak=2)) == "x⟨⏎⟩⟦y⟧"
 

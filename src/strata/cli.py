@@ -46,6 +46,7 @@ examples:
   strata dashboard runs/demo-stdlib                     index, explanations and pages, in one go
   strata explain runs/demo-stdlib --interpreter http --base-url http://localhost:8000/v1 --model my-model
   strata steer runs/demo-stdlib --site layers.3 --latent 123 --strength 4 --prompt "def add("
+  strata interactions runs/demo-stdlib --sites layers.2 layers.4
   strata plan train qwen3-8b --hardware h100 --price-per-hour 3
   strata doctor runs/demo-stdlib
   strata bench --d-in 768 --d-sae 16384                 times, memory and ratios; --quality trains the peers too
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"strata: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        said = str(stopped) or "interrupted. --resume goes on from the last checkpoint, if the command has one."
+        said = str(stopped) or "interrupted. The same command goes on where it was; strata train does with --resume."
         print(f"strata: {said}", file=sys.stderr)
         return getattr(stopped, "exit_code", 130)
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,9 +17,7 @@ from torch import Tensor
 from strata.activations.harvest import forward_dtype, harvest, token_stream
 from strata.activations.source import SiteRows
 from strata.atomic import as_json, remove_folder, write_json, write_whole
-from strata.errors import UserError, did_you_mean
-from strata.evaluate.run_model import check_weights, language_model_of
-from strata.evaluate.runs import Run, open_run, saes_of
+from strata.errors import UserError
 from strata.interpret.index import FeatureIndex
 from strata.interpret.index_layout import (
     FORMAT_VERSION,
@@ -25,15 +25,14 @@ from strata.interpret.index_layout import (
     RECORD,
     VOCABULARY,
     TokenShard,
+    checked_key,
     codes_path,
     shard_sequences,
     tokens_path,
 )
 from strata.interpret.index_writing import IndexWriter
 from strata.interpret.logit_effects import LogitEffects
-from strata.interpret_config import IndexConfig
 from strata.lm.model import LanguageModel
-from strata.lm.text import open_texts
 from strata.lm.tokens import TokenBatch, TokenStream
 from strata.lm.unembedding import unembedding
 from strata.lm.vocabulary import token_texts
@@ -55,33 +54,6 @@ class Reading:
     context_tokens: int | None
     text_batch_size: int
     lm_dtype: str
-
-
-def index_run(config: IndexConfig, *, progress: bool = True) -> FeatureIndex:
-    """The index of a run: the one that is there, if it is of the same SAEs and text, else a new one.
-
-    An index that was interrupted is gone on with.
-
-    Args:
-        config: whose features, on which text.
-        progress: say on stderr what happens.
-
-    Raises:
-        UserError: no finished run, unknown sites, a text without a token.
-    """
-    run = open_run(config.run)
-    saes = _wanted(run, config, progress=progress)
-    data = run.data if config.data == "auto" else config.data
-    reading = Reading(data, config.n_tokens, run.config["context_tokens"], run.text_batch_size, config.lm_dtype)
-    stated = _stated(run, reading, saes)
-    folder = config.index_folder
-    before = _record_of(folder)
-    if before is not None and not config.reindex and _covers(before, stated) and before["complete"]:
-        return FeatureIndex.open(folder)
-    lm = language_model_of(run, device=config.device, trust_remote_code=config.trust_remote_code)
-    check_weights(lm, run)
-    fresh = config.reindex or before is None or before["stated"] != stated
-    return _build(lm, saes, reading, folder=folder, stated=stated, fresh=fresh, progress=progress)
 
 
 def build_index(
@@ -115,28 +87,42 @@ def build_index(
         UserError: an unknown site, a text without a row, or a folder that holds something else.
     """
     reading = Reading(texts, n_tokens, context_tokens, text_batch_size, lm_dtype)
-    return _build(lm, saes, reading, folder=Path(folder), progress=progress)
+    return build(lm, saes, reading, folder=Path(folder), progress=progress)
 
 
-def _build(
+def build(
     lm: LanguageModel,
     saes: Mapping[str, SAE],
     reading: Reading,
     *,
     folder: Path,
     stated: dict[str, Any] | None = None,
-    fresh: bool = True,
+    going_on: bool = False,
     progress: bool = True,
 ) -> FeatureIndex:
-    """As `build_index`; if it is not `fresh`, going on with one that was interrupted."""
+    """As `build_index`.
+
+    Args:
+        lm: the language model.
+        saes: those that are read.
+        reading: which text.
+        folder: of the index.
+        stated: what the index is of; None is told from the others.
+        going_on: with an index of the same that was interrupted, or with a whole one of the same text, which then has
+            these SAEs too.
+        progress: say on stderr how far it is.
+    """
     _check(lm, saes, reading, folder)
     tokens = token_stream(lm, reading.texts, context_tokens=reading.context_tokens,
                           text_batch_size=reading.text_batch_size)  # fmt: skip
-    if fresh:
+    if not going_on:
         remove_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     record = _begun(lm, saes, tokens, reading, stated)
-    write_json(folder / RECORD, record)
+    before = record_of(folder) or {}
+    _make_room(folder, record, before)
+    whole = before if before.get("complete") else record
+    write_json(folder / RECORD, whole | {"being_made": record["stated"]["saes"]})
     _read_text(lm, saes, tokens, reading, folder=folder, progress=progress)
     n_shards = _n_shards(folder, saes)
     if n_shards == 0:
@@ -144,9 +130,34 @@ def _build(
     write_whole(folder / VOCABULARY, json.dumps(token_texts(lm.tokenizer, lm.vocabulary_size)))
     with_effects = _write_logit_effects(lm, saes, folder)
     n_sequences = sum(len(TokenShard.read(tokens_path(folder, number)).token_ids) for number in range(n_shards))
-    found = {"n_shards": n_shards, "n_sequences": n_sequences, "logit_effects": with_effects, "complete": True}
+    found = {
+        "n_shards": n_shards,
+        "n_sequences": n_sequences,
+        "logit_effects": [*whole.get("logit_effects", []), *with_effects],
+        "saes": _by_depth(whole["saes"] | record["saes"]),
+        "stated": record["stated"] | {"saes": whole["stated"]["saes"] | record["stated"]["saes"]},
+        "complete": True,
+        "being_made": {},
+    }
     write_json(folder / RECORD, record | found)
     return FeatureIndex.open(folder)
+
+
+def _by_depth(saes: dict[str, Any]) -> dict[str, Any]:
+    """In the order of layers, numbers by their size."""
+
+    def place(key: str) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", key)]
+
+    return {key: saes[key] for key in sorted(saes, key=place)}
+
+
+def _make_room(folder: Path, record: dict[str, Any], before: dict[str, Any]) -> None:
+    """Delete what an interrupted building left of other SAEs under these keys."""
+    left = before.get("being_made", {})
+    for key, found in record["stated"]["saes"].items():
+        if left.get(key) != found:
+            shutil.rmtree(folder / key, ignore_errors=True)
 
 
 def _check(lm: LanguageModel, saes: Mapping[str, SAE], reading: Reading, folder: Path) -> None:
@@ -156,12 +167,11 @@ def _check(lm: LanguageModel, saes: Mapping[str, SAE], reading: Reading, folder:
     if reading.n_tokens < 1:
         raise UserError(f"`n_tokens` must be at least 1. Got {reading.n_tokens}. Give a larger number.")
     for key, sae in saes.items():
-        if Path(key).is_absolute() or ".." in Path(key).parts:
-            raise UserError(f"Keys of `saes` must be names of folders within the index. Got {key!r}. Give the site.")
+        checked_key(key)
         lm.site(sae.metadata.get("site") or key)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"The index must have a folder of its own. {folder} is a file. Give another.")
-    if folder.exists() and any(folder.iterdir()) and _record_of(folder) is None:
+    if folder.exists() and any(folder.iterdir()) and record_of(folder) is None:
         raise UserError(f"The index must have a folder of its own. {folder} holds something else. Give another.")
 
 
@@ -263,7 +273,7 @@ def _begun(
     return {
         "format_version": FORMAT_VERSION,
         "complete": False,
-        "stated": stated or as_json({**of_all, "saes": _hashes(saes)}),
+        "stated": stated or as_json({**of_all, "saes": sae_hashes(saes)}),
         "model": model,
         "text": text,
         "n_tokens_wanted": reading.n_tokens,
@@ -278,35 +288,7 @@ def _begun(
     }
 
 
-def _wanted(run: Run, config: IndexConfig, *, progress: bool) -> dict[str, SAE]:
-    """The SAEs by their folders."""
-    found = {one.path: one for one in saes_of(run, progress=progress)}
-    if config.sites == ("all",):
-        return {path: one.sae for path, one in found.items()}
-    chosen = {}
-    for name in config.sites:
-        paths = [path for path, one in found.items() if name in (path, one.site)]
-        if not paths:
-            raise UserError(f"`sites` must be of the run. Got {name!r}.{did_you_mean(name, found)}")
-        chosen |= {path: found[path].sae for path in paths}
-    return chosen
-
-
-def _stated(run: Run, reading: Reading, saes: Mapping[str, SAE]) -> dict[str, Any]:
-    """What an index is of: two with the same are the same."""
-    return as_json(
-        {
-            "model": run.model_key,
-            "weights_sha256": run.record.get("model", {}).get("weights_sha256"),
-            "text": open_texts(reading.texts, split="all").describe(),
-            "n_tokens": reading.n_tokens,
-            "lm_dtype": reading.lm_dtype,
-            "saes": _hashes(saes),
-        }
-    )
-
-
-def _hashes(saes: Mapping[str, SAE]) -> dict[str, str]:
+def sae_hashes(saes: Mapping[str, SAE]) -> dict[str, str]:
     """Of some of each SAE's weights and of its gate, enough to tell two trainings apart."""
     found = {}
     for key, sae in saes.items():
@@ -317,14 +299,7 @@ def _hashes(saes: Mapping[str, SAE]) -> dict[str, str]:
     return found
 
 
-def _covers(record: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether an index has all that is wanted, and perhaps more SAEs."""
-    have = record["stated"]
-    same = {k: v for k, v in have.items() if k != "saes"} == {k: v for k, v in wanted.items() if k != "saes"}
-    return same and have.get("saes", {}).items() >= wanted["saes"].items()
-
-
-def _record_of(folder: Path) -> dict[str, Any] | None:
+def record_of(folder: Path) -> dict[str, Any] | None:
     """An index.json that can be gone on with or replaced; None where there is none, or a damaged or foreign one."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))

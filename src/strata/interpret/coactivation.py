@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
-from strata.errors import UserError
+from strata.errors import UserError, did_you_mean
 from strata.interpret.coactivation_counts import Cost, Marginals, Pairs, Shards, count
 from strata.interpret.index_layout import load_arrays, save_arrays
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Measure = Literal["jaccard", "phi", "pearson", "lift", "count"]
 
-_FILE = "partners.safetensors"
+_FILE, _RANKED = "partners.safetensors", "ranked"
 _ROUNDING = 1e-12  # of a variance, relative to the square of the mean
 
 
@@ -26,19 +26,21 @@ class Ranking:
     Attributes:
         n_partners: at most so many of each latent.
         by: the measure by which they are ranked; ties by the latent's number.
-        n_least: fire together on at least so many tokens.
+        n_least: fire together on at least so many tokens; of fewer a share says nothing.
     """
 
     n_partners: int = 10
     by: Measure = "jaccard"
-    n_least: int = 2
+    n_least: int = 10
 
     def __post_init__(self) -> None:
         for name in ("n_partners", "n_least"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be at least 1. Got {getattr(self, name)}. Leave it out.")
         if self.by not in get_args(Measure):
-            raise UserError(f"`by` must be one of {', '.join(get_args(Measure))}. Got {self.by!r}.")
+            raise UserError(
+                f"`by` must be a measure that there is. Got {self.by!r}.{did_you_mean(self.by, get_args(Measure))}"
+            )
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,7 @@ class Partners:
         lift: see above.
         n_rows: T.
         n_increments: of the count, Σ over rows of (latents that fire) · (latents that fire, at the other site).
-        n_passes: how often the entries were read: 1 up to 8 million entries, above that 1 for each 256 MB of
-            16·d_sae·d_sae' bytes.
+        n_passes: how often the entries were read: 1 up to 8 million entries, above that as `partners` says.
     """
 
     offsets: Int[np.ndarray, " ends"]
@@ -81,6 +82,10 @@ class Partners:
     n_increments: int
     n_passes: int
 
+    def measure(self, name: Measure) -> Float[np.ndarray, " entries"]:
+        """One of the measures of every entry."""
+        return self.counts.astype(np.float64) if name == "count" else getattr(self, name)
+
     def of(self, latent: int) -> "Partners":
         """The partners of one latent: the same with arrays of its own entries alone, best first."""
         part = slice(int(self.offsets[latent]), int(self.offsets[latent + 1]))
@@ -93,22 +98,41 @@ class Partners:
 
 
 def partners_of(site: "SiteIndex") -> Partners:
-    """The ten partners by Jaccard of every latent of a site, counted once and then kept in its folder."""
+    """The partners of every latent of a site by the default `Ranking`, counted once and then kept in its folder."""
+    kept = kept_partners(site)
+    if kept is not None:
+        return kept
+    found = partners(site.shards)
+    arrays = {name: np.atleast_1d(value) for name, value in vars(found).items()}
+    save_arrays(site.folder / _FILE, {**arrays, _RANKED: _ranked()})
+    return found
+
+
+def kept_partners(site: "SiteIndex") -> Partners | None:
+    """Those that `partners_of` kept; None if it has not counted yet, or by another default."""
     path = site.folder / _FILE
-    if not path.exists():
-        save_arrays(path, {name: np.atleast_1d(value) for name, value in vars(partners(site.shards)).items()})
-    kept: dict[str, Any] = dict(load_arrays(path))
+    kept: dict[str, Any] = dict(load_arrays(path)) if path.exists() else {}
+    if not np.array_equal(kept.pop(_RANKED, ()), _ranked()):
+        return None
     kept |= {name: int(kept[name][0]) for name in ("n_rows", "n_increments", "n_passes")}
     return Partners(**kept)
 
 
+def _ranked() -> Int[np.ndarray, " settings"]:
+    """What of the default ranking is kept beside the partners that it chose."""
+    return np.array([Ranking().n_partners, Ranking().n_least])
+
+
 def partners(shards: Shards, *, ranking: Ranking | None = None) -> Partners:
-    """The partners of every latent of a site, in T·k² increments and never an array of d_sae².
+    """The partners of every latent of a site, in T·k² increments, whatever d_sae.
 
     Counts are exact; sums of values are taken in double precision.
 
-    Memory: 8 million entries at a time (about 350 MB while they are put into the order of tokens). Where there are
-    more, besides 256 MB of counts, and 8 bytes for each entry in a temporary file.
+    Memory: 8 million entries (T·k) at a time, about 350 MB while they are put into the order of tokens, and no array of
+    d_sae². Where there are more entries, one term grows with d_sae²: counts and sums of some latents with all others,
+    12 bytes a pair, as many latents at a time as half of the free memory holds (256 MB at least). Each such block is a
+    pass over all entries (8 bytes each, in a temporary file): with 16 GB free 2 passes for 32,768 latents, 26 for
+    131,072.
 
     Args:
         shards: called for each pass; gives the shards in reading order, e.g. the method ``site.shards`` of an index.

@@ -18,12 +18,15 @@ from torch import Tensor
 
 from strata.errors import UserError
 from strata.interpret.index_layout import CodeShard
+from strata.machine.free_memory import free_memory
 from strata.shapes import SparseCode
 
 Shards = Callable[[], Iterable[CodeShard]]
 
 STACK_ENTRIES = 2**23  # entries that are held in the order of tokens at once
-BLOCK_BYTES = 2**28  # counts and sums of some latents with all others, where the shards are more than one stack
+LEAST_BLOCK_BYTES = 2**28  # counts and sums of some latents with all others, where the shards are more than one stack
+_SHARE = 0.5  # of the free memory, for the same
+_CELL_BYTES = 12  # a count in four bytes, a sum in double precision
 _AT_ONCE = 2**20  # increments, or cells of an array of counts, of a few latents that are counted together
 _FEW = 4  # where there are fewer than a quarter as many increments as cells, they are counted by sorting
 _PADDING = 1.5  # rows are padded to the longest where that makes at most so many times as many entries
@@ -152,12 +155,12 @@ def _count_in_blocks(
     shards: Shards, others: Shards, *, take: Callable[[Pairs], None], d_sae: int, d_other: int, n_least: int
 ) -> Cost:
     """Some latents with all others at a time, over all stacks, which are put in the order of tokens only once."""
-    block = max(1, BLOCK_BYTES // (16 * d_other))
+    block = block_latents(d_other)
     n_increments = 0
     with tempfile.TemporaryDirectory(prefix="strata-coactivation-") as folder:
         for first in range(0, d_sae, block):
             n_own = min(block, d_sae - first)
-            counts, sums = np.zeros((n_own, d_other), np.int64), np.zeros((n_own, d_other))
+            counts, sums = np.zeros((n_own, d_other), np.int32), np.zeros((n_own, d_other))
             for number, (stack, other) in enumerate(_stacks(shards, others)):
                 kept = Path(folder) / f"{number}.pt"
                 if first == 0:
@@ -169,13 +172,24 @@ def _count_in_blocks(
                     order = _TokenOrder(**torch.load(kept, weights_only=True))
                 for start, last in _groups(stack, order, first, first + n_own):
                     pairs = _pairs(stack, start, last, order)
-                    counts[pairs.firsts - first, pairs.seconds] += pairs.counts
+                    counts[pairs.firsts - first, pairs.seconds] += pairs.counts.astype(np.int32)
                     sums[pairs.firsts - first, pairs.seconds] += pairs.sums
             for place in range(n_own):
                 seconds = (counts[place] >= n_least).nonzero()[0]
                 firsts = np.full(len(seconds), first + place)
-                take(Pairs(firsts, seconds, counts[place, seconds], sums[place, seconds]))
+                take(Pairs(firsts, seconds, counts[place, seconds].astype(np.int64), sums[place, seconds]))
     return Cost(n_increments, n_passes=-(-d_sae // block))
+
+
+def block_latents(d_other: int) -> int:
+    """How many latents are counted in one pass over several stacks: as many as half of the free memory holds counts of,
+    and at least as many as 256 MB do.
+
+    Args:
+        d_other: latents of the other site.
+    """
+    room = max(LEAST_BLOCK_BYTES, int(_SHARE * free_memory(torch.device("cpu"))))
+    return max(1, room // (_CELL_BYTES * d_other))
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt
 
 from strata.errors import UserError, did_you_mean
-from strata.interpret.index_layout import FORMAT_VERSION, RECORD, VOCABULARY, TokenShard, tokens_path
+from strata.interpret.index_layout import FORMAT_VERSION, RECORD, VOCABULARY, TokenShard, checked_key, tokens_path
 from strata.interpret.site_index import SiteIndex
 from strata.interpret.texts import TopTexts
-from strata.interpret.windows import Windows
 
+_SEQUENCES_AS_DOCUMENT = 32  # where documents cannot be told
 _NEEDED = {
     *("saes", "n_sequences", "sequence_tokens", "n_shards", "separator", "n_prefix_tokens", "n_suffix_tokens"),
-    "logit_effects",
+    *("logit_effects", "text"),
 }
 
 
@@ -64,12 +64,23 @@ class FeatureIndex:
         Raises:
             UserError: there is no such SAE.
         """
-        if key not in self._sites:
-            at_site = [name for name, sae in self.record["saes"].items() if sae["site"] == key]
-            if len(at_site) != 1:
-                raise UserError(f"The index has no SAE {key!r}.{did_you_mean(key, self.keys)}")
-            key = at_site[0]
-        return self._sites[key]
+        found = self.keys_of(key)
+        if len(found) > 1:
+            raise UserError(
+                f"An SAE must be named by its key where a site has several. Got {key!r}. Give one of {found}."
+            )
+        return self._sites[found[0]]
+
+    def keys_of(self, name: str) -> list[str]:
+        """The SAE of that key, or all at that site.
+
+        Raises:
+            UserError: there is none.
+        """
+        found = [name] if name in self.keys else [key for key in self.keys if self._sites[key].site == name]
+        if not found:
+            raise UserError(f"The index has no SAE {name!r}.{did_you_mean(name, self.keys)}")
+        return found
 
     @cached_property
     def _sites(self) -> dict[str, SiteIndex]:
@@ -116,14 +127,16 @@ class FeatureIndex:
     def documents(self) -> Int[np.ndarray, "n_seqs seq"]:
         """The number of the document that each token belongs to, ascending.
 
-        Documents are told by the token that the tokenizer puts between them. Where it has none, or where the index was
-        made of given token ids, each sequence counts as one. A document that happens to begin where a sequence does
-        cannot always be told from the one before it, and then counts as part of it: what is of two documents here is
-        of two documents.
+        Documents are told by the token that the tokenizer puts between them. A document that happens to begin where a
+        sequence does cannot always be told from the one before it, and then counts as part of it: what is of two
+        documents here is of two documents. Of given token ids each sequence is one. Of a tokenizer without such a token
+        nobody knows: there each 32 sequences in a row count as one, and a text may run on from one into the next.
         """
         separator, n_prefix, n_suffix = (self.record[n] for n in ("separator", "n_prefix_tokens", "n_suffix_tokens"))
         if separator == "none":
-            return np.broadcast_to(np.arange(self.n_sequences, dtype=np.int32)[:, None], self.token_ids.shape)
+            length = 1 if self.record["text"]["texts"]["kind"] == "token_ids" else _SEQUENCES_AS_DOCUMENT
+            numbers = np.arange(self.n_sequences, dtype=np.int32) // length
+            return np.broadcast_to(numbers[:, None], self.token_ids.shape)
         begins = self.token_ids == separator
         places, lengths = np.arange(self.sequence_tokens), self.is_token.sum(1, keepdims=True)
         begins &= (places >= n_prefix) & (places < lengths - n_suffix)
@@ -140,13 +153,6 @@ class FeatureIndex:
         if not isinstance(texts, list):
             raise UserError(f"An index must be whole. {path} is missing or damaged. Make it anew: --reindex.")
         return texts
-
-    def texts(self, windows: Windows) -> list[list[str]]:
-        """The tokens of windows as text, without the places where there is no token."""
-        return [
-            [self.vocabulary[number] for number in ids[there]]
-            for ids, there in zip(windows.token_ids, windows.is_token, strict=True)
-        ]
 
     def top_texts(
         self, feature: int, site: str | None = None, *, n: int = 10, before: int = 24, after: int = 8
@@ -184,6 +190,8 @@ def _record(path: Path) -> dict[str, Any]:
         record, known = {}, False
     if not known:
         raise UserError(f"An index must have a whole {RECORD}. {path} is damaged. Make it anew with --reindex.")
+    for key in record["saes"]:
+        checked_key(key)
     if record.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"An index must be of format {FORMAT_VERSION}. {path} is of {record.get('format_version')}. Make it anew"

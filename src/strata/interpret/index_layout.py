@@ -31,6 +31,18 @@ STATISTICS = "statistics.safetensors"
 _HIGHEST_EXPONENT = 15  # the largest value of a shard is brought below 2^15, half of what fp16 holds
 
 
+def checked_key(key: str) -> str:
+    """A key that is a folder within the index, and no way out of it.
+
+    Raises:
+        UserError: it is not.
+    """
+    parts = key.split("/")
+    if "\\" in key or any(part in ("", ".", "..") for part in parts):
+        raise UserError(f"Keys of an index must be names of folders within it. Got {key!r}. Give e.g. 'layers.3'.")
+    return key
+
+
 def shard_sequences(sequence_tokens: int) -> int:
     """How many sequences a shard holds."""
     return max(1, SHARD_TOKENS // sequence_tokens)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from strata.errors import UserError
 from strata.interpret.index_layout import (
     TokenShard,
     codes_path,
@@ -85,9 +86,17 @@ class IndexWriter:
             torch.cat([getattr(batch, part) for batch in self._batches]).numpy()
             for part in ("input_ids", "attention_mask", "is_row")
         )
-        TokenShard(ids.astype(self._id_type), is_token, is_row).write(tokens_path(self._folder, self._number))
+        self._write_tokens(TokenShard(ids.astype(self._id_type), is_token, is_row))
         self._number += 1
         self._begin()
+
+    def _write_tokens(self, tokens: TokenShard) -> None:
+        """Write a shard's tokens, or find them there already, of other SAEs of this index."""
+        path = tokens_path(self._folder, self._number)
+        if not path.exists():
+            tokens.write(path)
+        elif not np.array_equal(TokenShard.read(path).token_ids, tokens.token_ids):
+            raise UserError(f"An index must be of one text. {path} holds another. Make it anew with --reindex.")
 
 
 class _Part:

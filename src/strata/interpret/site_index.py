@@ -162,23 +162,33 @@ class SiteIndex:
             starts=tokens - before,
         )  # fmt: skip
 
-    def top(self, latent: int, *, n: int = 20, before: int = 24, after: int = 8) -> Windows:
+    def top(
+        self, latent: int, *, n: int = 20, before: int = 24, after: int = 8, firings: Firings | None = None
+    ) -> Windows:
         """The strongest peaks: firings in whose window there is no stronger one; no two windows share a token.
 
         The strongest first, of equal ones the earlier.
         """
-        firings = self.firings(latent)
+        firings = self.firings(latent) if firings is None else firings
         taken = _peaks(firings, window=(before, after), n=n, sequence_tokens=self.index.sequence_tokens)
         return self.windows(latent, firings.tokens[taken], before=before, after=after, firings=firings)
 
     def quantiles(
-        self, latent: int, *, n_quantiles: int = 10, n_each: int = 2, seed: int = 0, before: int = 24, after: int = 8
+        self,
+        latent: int,
+        *,
+        n_quantiles: int = 10,
+        n_each: int = 2,
+        seed: int = 0,
+        before: int = 24,
+        after: int = 8,
+        firings: Firings | None = None,
     ) -> list[Windows]:
         """Firings drawn at random from each quantile of a feature's activations, the strongest quantile first.
 
         Quantiles hold equally many firings. One with fewer firings than are wanted gives all that it has.
         """
-        firings = self.firings(latent)
+        firings = self.firings(latent) if firings is None else firings
         order = np.argsort(-firings.values, kind="stable")
         random = np.random.default_rng([seed, latent])
         drawn = [
@@ -190,9 +200,18 @@ class SiteIndex:
             self.windows(latent, firings.tokens[part], before=before, after=after, firings=firings) for part in drawn
         ]
 
-    def silent(self, latent: int, n: int, *, seed: int = 0, before: int = 24, after: int = 8) -> Windows:
+    def silent(
+        self,
+        latent: int,
+        n: int,
+        *,
+        seed: int = 0,
+        before: int = 24,
+        after: int = 8,
+        firings: Firings | None = None,
+    ) -> Windows:
         """Windows around random rows in which a feature does not fire; fewer where it fires nearly everywhere."""
-        firings = self.firings(latent)
+        firings = self.firings(latent) if firings is None else firings
         random = np.random.default_rng([seed, latent, 1])
         rows = self._row_tokens
         tried = random.choice(rows, min(len(rows), n * _DRAWS), replace=False)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from markupsafe import escape
 
 from strata.interpret.windows import Windows
+from strata.visible_text import visible
 
 _SHADE = "214, 102, 0"  # of firing tokens, behind the text; readable on light and dark
-_HIDDEN = {"\n": "⏎\n", "\t": "⇥\t", "\x7f": "␡", "\x85": "␤", "\u2028": "␤", "\u2029": "␤"}
-_CONTROLS = 0x2400  # where the pictures of the control characters begin
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class ShownText:
         """The text in one line, the peak in ⟦brackets⟧, what fires at least half as strongly in ⟨others⟩."""
         pieces = []
         for place, (token, value) in enumerate(zip(self.tokens, self.activations, strict=True)):
-            text = visible(token).replace("\n", "")
+            text = visible(token)
             near = value >= self.strength / 2 > 0
             marks = ("⟦", "⟧") if place == self.peak else ("⟨", "⟩") if near else ("", "")
             pieces.append(f"{marks[0]}{text}{marks[1]}")
@@ -102,25 +101,11 @@ class TopTexts:
         return f"<p>{head}</p><table>{rows}</table>"
 
 
-def visible(token: str) -> str:
-    """A token with line ends, tabs and control characters to be seen; a lone surrogate as U+FFFD."""
-    return "".join(_shown(character) for character in token)
-
-
 def shaded(token: str, value: float, *, full: float, peak: bool = False) -> str:
     """A token as HTML, its background as strong as its value's share of `full`, the value on hover; escaped."""
-    text = escape(visible(token))
+    text = escape(visible(token, breaks=True))
     if value <= 0 or full <= 0:
         return f"<b>{text}</b>" if peak else str(text)
     weight = ";font-weight:bold;text-decoration:underline" if peak else ""
     share = 0.15 + 0.75 * min(value / full, 1.0)
     return f'<span title="{value:.3g}" style="background:rgba({_SHADE},{share:.2f}){weight}">{text}</span>'
-
-
-def _shown(character: str) -> str:
-    if character in _HIDDEN:
-        return _HIDDEN[character]
-    number = ord(character)
-    if number < 0x20:
-        return chr(_CONTROLS + number)
-    return "\ufffd" if 0x80 <= number < 0xA0 or 0xD800 <= number < 0xE000 else character
