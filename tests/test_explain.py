@@ -1,6 +1,7 @@
 """Windows to explain and score from, the scores themselves, records, and the program, on a planted index."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loopback_server import Answer, LoopbackServer, chat_answer, task_of
 from strata.errors import UserError
 from strata.explain_config import ExplainConfig
-from strata.interpret.explain import command
+from strata.interpret.explain import command, features
 from strata.interpret.explain.choice import Choice
+from strata.interpret.explain.explained import Explained
 from strata.interpret.explain.interpreter import (
     Explanation,
     Failed,
@@ -21,14 +24,22 @@ from strata.interpret.explain.interpreter import (
     Simulated,
     SimulationTask,
 )
-from strata.interpret.explain.judged_scores import auroc, fuzzing_marks, judged_score, true_marks
+from strata.interpret.explain.judged_scores import auroc, fuzzing_marks, judged_score, markable, true_marks
 from strata.interpret.explain.material import Amounts, FeatureMaterial, gather
 from strata.interpret.explain.pieces import Pieces
-from strata.interpret.explain.record import ExplainedFeature, ExplanationsFile, read_all_explanations, read_explanations
+from strata.interpret.explain.record import (
+    OWN,
+    ExplainedFeature,
+    ExplanationsFile,
+    file_name,
+    read_all_explanations,
+    read_explanations,
+)
 from strata.interpret.explain.scoring import Trial, score
 from strata.interpret.explain.simulation_scores import simulation_score
-from strata.interpret.explain.summary import distribution
+from strata.interpret.explain.summary import SUMMARY, distribution, summarize, table
 from strata.interpret.index import FeatureIndex
+from strata.interpret.prompted.cache import RequestCache
 from strata.interpret.site_index import Firings, SiteIndex
 from strata.interpret.windows import Windows
 
@@ -39,7 +50,7 @@ class PlantedSite(SiteIndex):
     """Latents that fire at given places."""
 
     def __init__(self, key: str, activations: np.ndarray, folder: Path = Path("nowhere")) -> None:
-        self.key, self.folder, self.d_sae = key, folder, len(activations)
+        self.key, self.site, self.folder, self.d_sae = key, "layers.0", folder, len(activations)
         self._activations = activations  # [d_sae tokens]
         self.n_fired = (activations > 0).sum(1)
 
@@ -98,6 +109,23 @@ def material_of(index: PlantedIndex, latent: int, *, seed: int = 0) -> FeatureMa
     found = gather(index.site, latent, pieces=cut(index, seed=seed), amounts=Amounts(), seed=seed)
     assert isinstance(found, FeatureMaterial)
     return found
+
+
+class TwoSAEs(PlantedIndex):
+    """Two SAEs at one site; the second has the latents the other way round."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.keys = ["a/layers.0", "b/layers.0"]
+        activations = self.site._activations
+        self._sites = {
+            key: PlantedSite(key, there, folder / key)
+            for key, there in zip(self.keys, (activations, activations[::-1]), strict=True)
+        }
+        self.record = {"stated": {"data": "planted", "saes": dict.fromkeys(self.keys, "hash")}}
+
+    def __getitem__(self, key: str) -> PlantedSite:
+        return self._sites[key]
 
 
 # Windows
@@ -159,6 +187,13 @@ def test_random_windows_reach_over_all_strengths(index: PlantedIndex) -> None:
     assert (np.diff(material.random.strengths) <= 0).all()  # one of each share
     assert material.random.strengths.min() < 1.5 < material.random.strengths.max()
     assert len(material.random) == 20
+
+
+def test_what_is_scored_on_does_not_depend_on_how_much_is_explained_from(index: PlantedIndex) -> None:
+    few, many = (gather(index.site, 2, pieces=cut(index), amounts=Amounts(n_explained=n), seed=0) for n in (3, 12))
+    assert isinstance(few, FeatureMaterial) and isinstance(many, FeatureMaterial)
+    assert (len(few.explaining.windows), len(many.explaining.windows)) == (3, 12)
+    np.testing.assert_array_equal(few.windows.starts, many.windows.starts)
 
 
 def test_a_feature_draws_alone(index: PlantedIndex) -> None:
@@ -269,6 +304,20 @@ def test_wrong_marks_are_like_right_ones_but_for_the_text(index: PlantedIndex) -
     assert wrong_columns / n_wrong == pytest.approx(right_columns / n_right, abs=0.5)
 
 
+def test_windows_without_a_silent_token_are_not_asked_about_in_fuzzing(index: PlantedIndex) -> None:
+    random = np.random.default_rng(0)
+    site = PlantedSite("layers.0", (random.random((1, N_SEQS * SEQ)) < 0.95) * index.is_row.reshape(-1) * 2.0)
+    material = gather(site, 0, pieces=cut(index), amounts=Amounts(n_top=5, n_random=5), seed=0)
+    assert isinstance(material, FeatureMaterial)
+    n_firing = len(material.top) + len(material.random)
+    open_ = markable(material.windows[:n_firing], measured=material.measured[:n_firing])
+    assert 0 < open_.sum() < n_firing
+    fuzzing = Trial.of(material, seed=0).fuzzing
+    assert fuzzing.marks is not None
+    assert len(fuzzing.windows) == open_.sum()
+    assert fuzzing.marks.any(1).all()
+
+
 def test_marks_are_levels_of_one_and_more_or_the_strongest() -> None:
     activations = np.array([[0, 0.9, 1.0, 10.0], [0, 0.3, 0.5, 0]], np.float32)
     whole = np.ones(activations.shape, bool)
@@ -334,18 +383,19 @@ def test_the_truth_scores_one_and_always_no_one_half(index: PlantedIndex) -> Non
     assert (part.simulation, part.fuzzing) == (None, None)
 
 
-def explain(
-    index: PlantedIndex, interpreter: Any, monkeypatch: pytest.MonkeyPatch, **settings: Any
-) -> command.Explained:
+def explain(index: PlantedIndex, interpreter: Any, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Explained:
     class Chosen(Choice):
         def __init__(self, *_: Any, **__: Any) -> None:
-            self.interpreter, self.is_free = interpreter, True
+            self.interpreter = interpreter
 
         def account(self) -> dict[str, Any]:
             return {}
 
+        def close(self) -> None:
+            pass
+
     monkeypatch.setattr(command, "Choice", Chosen)
-    monkeypatch.setattr(command, "_FEATURES_AT_ONCE", 2)
+    monkeypatch.setattr(features, "FEATURES_AT_ONCE", 2)
     config = ExplainConfig(run=Path("run"), window_tokens=16, **settings)
     return command.explain_index(index, config, progress=False)
 
@@ -358,11 +408,11 @@ def test_the_program_explains_scores_and_keeps(index: PlantedIndex, monkeypatch:
     assert numbers["scores"]["detection.auroc"]["n_undefined"] == 1  # the last latent is silent in no window
     # The oracle sees the windows and not the explanation, so that another's is as good.
     assert numbers["shuffled"]["simulation.all.squared"]["mean"] == numbers["scores"]["simulation.all.squared"]["mean"]
-    features = read_explanations(index.site.folder, interpreter="knowing")
-    assert sorted(features) == [0, 1, 2, 3]
-    assert features[0].score("simulation.all.correlation") == pytest.approx(1)
-    assert features[0].n_fired == index.site.n_fired[0]
-    kept = json.loads((index.folder / command.SUMMARY).read_text(encoding="utf-8"))
+    there = read_explanations(index.site.folder, interpreter="knowing")
+    assert sorted(there) == [0, 1, 2, 3]
+    assert there[0].score("simulation.all.correlation") == pytest.approx(1)
+    assert there[0].n_fired == index.site.n_fired[0]
+    kept = json.loads((index.folder / SUMMARY).read_text(encoding="utf-8"))
     assert kept["interpreters"]["knowing"]["saes"]["layers.0"]["n_features"] == 4
     assert "4 of 4 features explained" in "\n".join(found.lines())
 
@@ -405,6 +455,95 @@ def test_the_limit_on_cost_stops_and_the_rest_is_asked_later(
     assert gone_on.summary["saes"]["layers.0"]["n_explained"] == 4
 
 
+def test_what_is_asked_for_is_told_and_the_summary_is_of_all(
+    index: PlantedIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explain(index, Knowing(), monkeypatch)
+    one = explain(index, Knowing(), monkeypatch, latents=(2,))
+    assert [feature.latent for feature in one.features("layers.0")] == [2]
+    numbers = one.summary["saes"]["layers.0"]
+    assert (numbers["n_wanted"], numbers["n_features"]) == (1, 4)
+    kept = json.loads((index.folder / SUMMARY).read_text(encoding="utf-8"))
+    assert kept["interpreters"]["knowing"]["saes"]["layers.0"]["n_features"] == 4
+
+
+def test_saes_are_chosen_by_site_and_summed_up_beside_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = TwoSAEs(tmp_path / "index")
+    both = explain(index, Knowing(), monkeypatch, sites=("layers.0",))
+    assert list(both.summary["saes"]) == index.keys
+    assert [f.n_fired for f in both.features("a/layers.0")] != [f.n_fired for f in both.features("b/layers.0")]
+    again = Knowing()
+    second = explain(index, again, monkeypatch, sites=("b/layers.0",))
+    assert again.asked == [] and list(second.summary["saes"]) == ["b/layers.0"]
+    kept = json.loads((index.folder / SUMMARY).read_text(encoding="utf-8"))
+    assert list(kept["interpreters"]["knowing"]["saes"]) == index.keys
+    with pytest.raises(UserError, match=r"`latents` must come with one SAE.* There are 2: a/layers\.0, b/layers\.0"):
+        explain(index, Knowing(), monkeypatch, latents=(1,))
+    assert explain(index, Knowing(), monkeypatch, sites=("a/layers.0",), latents=(1,)).latents == {"a/layers.0": [1]}
+
+
+def test_lines_show_explanations_and_where_they_are(index: PlantedIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Telling(Knowing):
+        def explain(self, materials: Sequence[Material]) -> list[Explanation | Failed]:
+            return [Explanation(m.key, m.latent, f"it is {m.latent}\x1b[2J" + "x" * 100) for m in materials]
+
+    found = explain(index, Telling(), monkeypatch)
+    lines = found.lines()
+    [line] = [line for line in lines if "it is 0" in line]
+    assert line.startswith("         0   1.00  it is 0␛[2Jxxx") and line.endswith("x…") and len(line) < 115
+    assert "  best by simulation, correlation" in lines
+    assert f"  all of them: {found.path('layers.0')}" in lines and found.path("layers.0").is_file()
+    assert lines[-1] == f"as pages: strata dashboard {index.folder.parent}"
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_what_cannot_be_asked_is_found_before_the_index_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "NOBODYS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    run = tmp_path / "no-run"
+
+    def complaint(**settings: Any) -> str:
+        with pytest.raises(UserError) as error:
+            command.explain_run(ExplainConfig(run=run, model="m", **settings), progress=False)
+        return str(error.value)
+
+    assert "`OPENAI_API_KEY` must hold the API key" in complaint(interpreter="http")
+    local = "http://localhost:1/v1"
+    assert "`NOBODYS_KEY`" in complaint(interpreter="http", base_url=local, api_key_variable="NOBODYS_KEY")
+    assert "hold no user, password" in complaint(interpreter="http", base_url="http://me:secret@localhost/v1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    assert "The interpreting model must be" in complaint(interpreter="local")
+    monkeypatch.setitem(sys.modules, "openai", None)
+    assert "strata-sae[openai]" in complaint(interpreter="http", base_url=local)
+    assert not run.exists()
+
+
+def test_the_local_interpreter_may_run_the_models_code_where_that_is_allowed(
+    index: PlantedIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    given: list[bool] = []
+
+    def asked(name: str, *, trust_remote_code: bool, **_: Any) -> Any:
+        given.append(trust_remote_code)
+        if len(given) % 2 == 0:  # first the tokenizer, then the model
+            raise OSError("that is all we wanted to know")
+
+    for kind in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
+        monkeypatch.setattr(kind, "from_pretrained", asked)
+    for allowed in (False, True):
+        config = ExplainConfig(run=Path("run"), interpreter="local", model="m", trust_remote_code=allowed)
+        with pytest.raises(UserError, match="that is all we wanted to know"):
+            Choice(config, vocabulary=index.vocabulary, sites={}, pieces=cut(index), progress=False)
+    assert given == [False, False, True, True]
+
+
 def test_settings_that_cannot_be_are_refused(index: PlantedIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"`latents` must be below 4 for layers\.0\. Got 9"):
         explain(index, Knowing(), monkeypatch, latents=(9,))
@@ -417,8 +556,69 @@ def test_settings_that_cannot_be_are_refused(index: PlantedIndex, monkeypatch: p
         ExplainConfig(run=run, interpreter="http", model="m", max_cost=1.0)
     with pytest.raises(UserError, match="`n_top` must be at least 1"):
         ExplainConfig(run=run, n_top=0)
+    with pytest.raises(UserError, match="`n_top_tokens` must be 1 to 20"):
+        ExplainConfig(run=run, n_top_tokens=30)
+    for wrong in ("[1]", "{temperature: 1}", "1"):
+        with pytest.raises(UserError, match="`extra_body` must be a JSON object"):
+            ExplainConfig(run=run, extra_body=wrong)
     with pytest.raises(UserError, match="has no setting 'scorer'"):
         ExplainConfig(run=run, scorer="fuzzing")
+
+
+def knows_token_seven(body: dict[str, Any], _: int) -> Answer:
+    """A model that explains every feature as " t7", and judges by that."""
+    if "Windows\n" not in task_of(body):
+        return Answer(chat_answer(body, "the token t7"))
+    lines = (line.partition(": ") for line in task_of(body).split("Windows\n")[1].split("\n"))
+    return Answer(chat_answer(body, "\n".join(f"{n}\t{int(' t7' in text)}" for n, _, text in lines)))
+
+
+def test_an_endpoint_explains_and_judges_and_is_paid_once(index: PlantedIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-of-nobody")
+    closed, close = [], RequestCache.close
+    monkeypatch.setattr(RequestCache, "close", lambda cache: closed.append(close(cache)))
+    with LoopbackServer(knows_token_seven) as server:
+        config = ExplainConfig(run=index.folder.parent, interpreter="http", base_url=server.url, model="seven",
+                               api_key_variable="OPENAI_API_KEY",
+                               scorers=("detection",), latents=(0, 2), window_tokens=16,
+                               price_per_million_input=1.0, price_per_million_output=2.0, max_cost=1.0)  # fmt: skip
+        found = command.explain_index(index, config, progress=False)
+        assert server.requests[0][2]["authorization"] == "Bearer secret-of-nobody"
+        account = found.summary["account"]
+        assert account["n_requests"] == len(server.requests) > 2
+        assert 0 < account["cost"] < 1
+        [of_seven] = [one for one in found.features("layers.0") if one.latent == 0]
+        [at_random] = [one for one in found.features("layers.0") if one.latent == 2]
+        assert of_seven.text == at_random.text == "the token t7"
+        # Token 7 at a place that is no row is in the window, and the feature does not fire there.
+        assert of_seven.score("detection.balanced_accuracy") > 0.9
+        assert at_random.score("detection.balanced_accuracy") < 0.7
+        n_asked = len(server.requests)
+        for path in index.site.folder.glob("explanations*"):
+            path.unlink()
+        again = command.explain_index(index, config, progress=False).summary["account"]
+        assert len(server.requests) == n_asked
+        assert (again["n_cached"], again["cost"]) == (n_asked, 0)
+        assert len(closed) == 2  # the file of answers, each time
+        kept = [path.read_bytes() for path in index.folder.parent.rglob("*") if path.is_file()]
+        assert not any(b"secret-of-nobody" in content for content in kept)
+
+
+def test_an_explainer_sees_windows_of_all_strengths(index: PlantedIndex) -> None:
+    with LoopbackServer(knows_token_seven) as server:
+        config = ExplainConfig(run=index.folder.parent, interpreter="http", base_url=server.url, model="seven",
+                               scorers=("detection",), latents=(2,), window_tokens=16, n_explained=6,
+                               extra_body='{"seed": 7}', n_top_tokens=3)  # fmt: skip
+        command.explain_index(index, config, progress=False)
+        [prompt] = [task_of(body) for body in server.bodies if "Windows\n" not in task_of(body)]
+        assert {body["seed"] for body in server.bodies} == {7}
+        assert {body["top_logprobs"] for body in server.bodies if "top_logprobs" in body} == {3}
+    windows = [part for part in prompt.split("\n\n") if part.startswith("Window ")]
+    assert len(windows) == 6
+    strongest = [max(int(line.split("\t")[1]) for line in window.split("\n")[1:]) for window in windows]
+    # Its activations are 1 to 3: level 3 to 10.
+    assert min(strongest[:3]) >= 9
+    assert strongest[-1] < 7
 
 
 # Records
@@ -440,17 +640,77 @@ def test_records_come_back_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
     assert again.features[3] == feature(3, patterns=({"tokens": ["x"], "token_ids": [1], "level": 2.0},))
     again.add([feature(7)])
     assert list(read_explanations(tmp_path)) == [3, 5, 7]
-    assert ExplanationsFile(tmp_path, interpreter="token patterns", settings={"seed": 1}).features == {}
+
+
+def test_explanations_of_other_settings_are_kept_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ExplanationsFile(tmp_path, interpreter=OWN, settings={"seed": 0}).add([feature(3)])
+    whole = (tmp_path / "explanations.jsonl").read_bytes()
+    assert ExplanationsFile(tmp_path, interpreter=OWN, settings={"seed": 1}).features == {}
+    assert "explained before with other settings: begun anew" in capsys.readouterr().err
+    assert (tmp_path / "explanations.jsonl.before").read_bytes() == whole
+    assert list(read_all_explanations(tmp_path)) == [OWN]
+
+
+def test_damaged_lines_are_left_out_and_the_others_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ExplanationsFile(tmp_path, interpreter=OWN, settings={"seed": 0})
+    file.add([feature(latent) for latent in range(5)])
+    header, *lines = file.path.read_bytes().splitlines()
+    lines[1], lines[3] = b"\xff\x00 garbage", b'{"latent": "three"}'
+    file.path.write_bytes(b"\n".join([header, *lines, b""]))
+    assert list(read_explanations(tmp_path)) == [0, 2, 4]
+    assert "2 of 5 lines are damaged" in capsys.readouterr().err
+    again = ExplanationsFile(tmp_path, interpreter=OWN, settings={"seed": 0})
+    assert list(again.features) == [0, 2, 4] and again.finished == {0, 2, 4}
+    again.add([feature(1)])
+    capsys.readouterr()
+    assert sorted(read_explanations(tmp_path)) == [0, 1, 2, 4]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_without_a_readable_beginning_is_kept_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ExplanationsFile(tmp_path, interpreter=OWN, settings={})
+    file.add([feature(1)])
+    damaged = b"#" + file.path.read_bytes()
+    file.path.write_bytes(damaged)
+    assert read_explanations(tmp_path) == {}
+    assert ExplanationsFile(tmp_path, interpreter=OWN, settings={}).features == {}
+    assert (tmp_path / "explanations.jsonl.damaged").read_bytes() == damaged
+    assert "its first line cannot be read" in capsys.readouterr().err
+
+
+def test_a_failure_stays_until_it_is_answered(tmp_path: Path) -> None:
+    ExplanationsFile(tmp_path, interpreter=OWN, settings={}).add([feature(1, text="", failed="timeout"), feature(2)])
+    file = ExplanationsFile(tmp_path, interpreter=OWN, settings={})
+    assert (set(file.features), file.finished) == ({1, 2}, {2})
+    file.add([feature(1)])
+    assert file.finished == {1, 2}
+    assert [one.failed for one in read_explanations(tmp_path).values()] == ["", ""]
 
 
 def test_interpreters_live_beside_each_other(tmp_path: Path) -> None:
-    for name in ("token patterns", "org/model-8b", "other"):
-        ExplanationsFile(tmp_path, interpreter=name, settings={}).add([feature(1, interpreter=name)])
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "explanations.jsonl", "explanations-org-model-8b.jsonl", "explanations-other.jsonl",
-    }  # fmt: skip
-    assert set(read_all_explanations(tmp_path)) == {"token patterns", "org/model-8b", "other"}
+    everyone = [(OWN, ""), (OWN, "http http://a/v1"), ("a/b", "local"), ("a-b", "local"), ("a/b", "http http://a/v1"),
+                ("a/b", "http http://b/v1")]  # fmt: skip
+    for latent, (name, source) in enumerate(everyone):
+        ExplanationsFile(tmp_path, interpreter=name, source=source, settings={}).add([feature(latent)])
+    assert {path.name for path in tmp_path.iterdir()} == {file_name(name, source=source) for name, source in everyone}
+    found = read_all_explanations(tmp_path)
+    assert sorted(latent for there in found.values() for latent in there) == list(range(len(everyone)))
+    assert list(read_explanations(tmp_path)) == [0]  # whatever a language model is called
     assert read_explanations(tmp_path / "nowhere") == {}
+
+
+def test_what_the_limit_left_half_scored_is_counted_apart() -> None:
+    def scored(latent: int, accuracy: float, n_failed: int, **failures: int) -> ExplainedFeature:
+        judged = {"balanced_accuracy": accuracy, "auroc": accuracy, "n": 40, "n_failed": n_failed}
+        return feature(latent, scores={"simulation": None, "detection": judged, "fuzzing": None, "failures": failures})
+
+    found = summarize([scored(1, 1.0, 0), scored(2, 0.5, 4, timeout=4), scored(3, 0.0, 30, budget=30)], seed=0)
+    assert (found["n_scored"], found["n_left_open"]) == (2, 1)
+    assert found["scores"]["detection.auroc"]["mean"] == 0.75
+    assert found["windows"]["detection.auroc"] == {"n": 80, "n_failed": 4}
+    assert found["failures"] == {"timeout": 4}
+    lines = "\n".join(table("layers.0", found))
+    assert "76 of 80 windows answered" in lines and "1 half scored when the limit on cost was reached" in lines
 
 
 def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:

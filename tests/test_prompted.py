@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from loopback_server import Answer, Behaviour, LoopbackServer, chat_answer, echo_answer, task_of, tokens_of
 from strata.errors import UserError
@@ -37,9 +37,10 @@ from strata.interpret.prompted.completer import Blanks, Chat, Message, Reply, Re
 from strata.interpret.prompted.endpoint import Endpoint
 from strata.interpret.prompted.endpoint_settings import EndpointSettings
 from strata.interpret.prompted.interpreter import PromptedInterpreter
-from strata.interpret.prompted.local import LocalModel
+from strata.interpret.prompted.local import LocalModel, check_model
 from strata.interpret.prompted.texts import running_text, shown_token
 from strata.interpret.windows import Windows
+from strata.lm.generation import padded, until
 from tiny_models import tiny_model
 
 # Two days that fire, words that do not, and texts that could be mistaken for a frame.
@@ -149,18 +150,18 @@ def test_prompts_begin_alike_for_all_features() -> None:
     assert marked[-1].text.endswith("1: ⟦a⟧")
 
 
-def test_levels_are_shown_of_the_strongest_windows(serve: Callable[..., LoopbackServer]) -> None:
+def test_levels_are_shown_of_all_windows(serve: Callable[..., LoopbackServer]) -> None:
     server = serve(lambda body, _: Answer(chat_answer(body, ' "Days of the week."\n')))
-    windows = some_windows(4, fires=True)
+    windows = some_windows(10, fires=True)
     material = Material("layers.0", 3, windows, max_activation=5.0)
-    (found,) = PromptedInterpreter(endpoint(server), VOCABULARY, n_windows=2).explain([material])
+    (found,) = interpreter(server).explain([material])
     assert found == Explanation(key="layers.0", latent=3, text="Days of the week.")
     shown = task_of(server.bodies[0]).split("\n\n")
-    for i in range(2):
+    for i in range(10):
         lines = [f"{shown_token(VOCABULARY[t])}\t{LEVEL_OF.get(t, 0)}" for t in windows.token_ids[i, 1:].tolist()]
         assert shown[i] == f"Window {i + 1}\n" + "\n".join(lines)
-    assert shown[2].startswith("Only the tokens above 0")
-    assert len(shown) == 3
+    assert shown[10].startswith("Only the tokens above 0")
+    assert len(shown) == 11
 
 
 def test_nothing_to_explain_from_asks_nothing(serve: Callable[..., LoopbackServer]) -> None:
@@ -189,6 +190,10 @@ def test_garbage_is_no_explanation(serve: Callable[..., LoopbackServer], content
     (found,) = interpreter(server).explain([Material("layers.0", 3, some_windows(2, fires=True), max_activation=5.0)])
     assert isinstance(found, Failed)
     assert reason in found.reason
+
+
+def test_nothing_in_an_explanation_moves_a_terminals_cursor() -> None:
+    assert answers.explanation_of(Reply(text="Days\x1b[2J of\x00 the\x9b week")) == "Days[2J of the week"
 
 
 def test_thoughts_are_no_part_of_the_explanation() -> None:
@@ -436,6 +441,71 @@ def test_requests_that_are_all_refused_are_an_error(serve: Callable[..., Loopbac
     assert all(isinstance(reply, Failed) and "no logprobs here" in reply.reason for reply in found)
 
 
+def test_a_servers_words_are_passed_on_whole_and_harmless(serve: Callable[..., LoopbackServer]) -> None:
+    said = "none of\n this: \x1b]0;title\x07 works"
+    server = serve(lambda body, _: Answer({"error": {"message": said}}, status=400))
+    (found,) = endpoint(server).complete(requests_to_ask(1))
+    assert isinstance(found, Failed)
+    assert "none of this: ␛]0;title␇ works" in found.reason
+
+
+def as_reasoning_models_do(body: dict[str, Any], _: int) -> Answer:
+    """Refuses two parameters, one after the other, in OpenAI's words."""
+    wrong = {
+        "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use"
+        " 'max_completion_tokens' instead.",
+        "temperature": "Unsupported value: 'temperature' does not support 0.0 with this model. Only the default (1)"
+        " value is supported.",
+    }
+    for name, message in wrong.items():
+        if name in body:
+            error = {
+                "message": message,
+                "type": "invalid_request_error",
+                "param": name,
+                "code": "unsupported_parameter",
+            }
+            return Answer({"error": error}, status=400)
+    return Answer(chat_answer(body, "fine"))
+
+
+@pytest.mark.parametrize("n_concurrent", [1, 8])
+def test_parameters_that_are_refused_are_said_otherwise_and_that_is_remembered(
+    serve: Callable[..., LoopbackServer], tmp_path: Path, capsys: pytest.CaptureFixture[str], n_concurrent: int
+) -> None:
+    server = serve(as_reasoning_models_do)
+    asked = endpoint(server, n_retries=0, n_concurrent=n_concurrent, cache=tmp_path / "a.sqlite")
+    assert asked.complete(requests_to_ask(30)) == [Reply(text="fine")] * 30
+    n_sent = len(server.requests)
+    assert 32 <= n_sent <= 30 + 2 * n_concurrent
+    assert asked.account.n_sent == n_sent
+    assert asked.complete(requests_to_ask(35))[30:] == [Reply(text="fine")] * 5
+    assert len(server.requests) == n_sent + 5
+    for body in server.bodies[n_sent:]:
+        assert set(body) == {"model", "messages", "max_completion_tokens"} and body["max_completion_tokens"] == 10
+    err = capsys.readouterr().err
+    assert err.count("`max_completion_tokens`") == err.count("no `temperature`") == 1
+    # An answer is kept under what was meant, so that it is found again by one who knows nothing of all this.
+    assert endpoint(server, cache=tmp_path / "a.sqlite").complete(requests_to_ask(35)) == [Reply(text="fine")] * 35
+    assert len(server.requests) == n_sent + 5
+
+
+def test_a_refusal_that_names_a_parameter_in_passing_changes_no_words(serve: Callable[..., LoopbackServer]) -> None:
+    said = "'max_tokens' or 'max_completion_tokens' is too large: 10. This model's maximum context length is 8 tokens."
+    server = serve(lambda body, _: Answer({"error": {"message": said}}, status=400))
+    assert isinstance(endpoint(server).complete(requests_to_ask(1))[0], Failed)
+    assert len(server.requests) == 1 and "max_tokens" in server.bodies[0]
+
+
+def test_more_fields_and_another_limit_are_sent_and_counted(serve: Callable[..., LoopbackServer]) -> None:
+    server = serve(lambda body, _: Answer({**chat_answer(body, "fine"), "usage": None}))
+    more = {"max_completion_tokens": 500, "seed": 7}
+    asked = endpoint(server, extra_body=more, price_per_million_output=1.0)
+    asked.complete(requests_to_ask(1))
+    assert "max_tokens" not in server.bodies[0] and server.bodies[0].items() >= more.items()
+    assert asked.account.cost == pytest.approx(500e-6)
+
+
 def test_failures_reach_the_interpreters_results(serve: Callable[..., LoopbackServer]) -> None:
     asker = interpreter(serve(lambda body, _: Answer(status=500)), n_retries=0)
     windows = some_windows(3, fires=True)
@@ -564,6 +634,20 @@ def test_the_limit_on_cost_is_not_passed(
     assert len(server.requests) == 19
 
 
+@pytest.mark.parametrize("text", ["x" * 2000, "é" * 1000])
+def test_the_first_requests_do_not_pass_the_limit_either(serve: Callable[..., LoopbackServer], text: str) -> None:
+    """A tokenizer that has a token for each byte, and a template around them."""
+
+    def behaviour(body: dict[str, Any], _: int) -> Answer:
+        n_read = len(task_of(body).encode()) + 100
+        return Answer({**chat_answer(body, "fine"), "usage": {"prompt_tokens": n_read, "completion_tokens": 1}})
+
+    asked = endpoint(serve(behaviour), n_concurrent=8, price_per_million_input=1.0, max_cost=6000e-6)
+    found = asked.complete([Chat((Message("user", f"{text}{i}"),), max_tokens=10) for i in range(8)])
+    assert sum(isinstance(reply, Reply) for reply in found) == 2
+    assert asked.account.cost <= 6000e-6
+
+
 def test_attempts_that_time_out_count_as_spent(serve: Callable[..., LoopbackServer]) -> None:
     server = serve(lambda body, _: Answer(hangs=True))
     asked = endpoint(
@@ -605,10 +689,12 @@ def test_no_proxy_leads_to_this_machine(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"max_cost": 1.0}, "needs prices"),
+        ({"max_cost": 1.0}, "prices to count with. Got 1 and prices of 0"),
         ({"base_url": "localhost"}, "base_url"),
+        ({"base_url": "http://[::1"}, "base_url"),
+        ({"base_url": "http://localhost:x/v1"}, "base_url"),
         ({"simulation": "both"}, "simulation"),
-        ({"n_top": 21}, "n_top"),
+        ({"n_top_tokens": 21}, "n_top_tokens"),
         ({"n_concurrent": 0}, "n_concurrent"),
         ({"n_retries": -1}, "n_retries"),
         ({"timeout_seconds": 0.0}, "timeout_seconds"),
@@ -621,13 +707,62 @@ def test_wrong_settings_are_told(settings: dict[str, Any], words: str) -> None:
         EndpointSettings(**({"model": "tiny"} | settings))
 
 
-def test_another_machine_wants_a_key() -> None:
+@pytest.mark.parametrize(
+    "base_url",
+    ["https://me:secret@models.example/v1", "https://secret@models.example/v1", "https://models.example/v1?key=secret",
+     "https://models.example/v1#secret", "me:secret@models.example"],
+)  # fmt: skip
+def test_an_address_holds_no_secrets(base_url: str) -> None:
+    with pytest.raises(UserError, match="`base_url` must") as error:
+        EndpointSettings(model="tiny", base_url=base_url)
+    assert "secret" not in str(error.value)
+
+
+def test_a_named_variable_must_hold_a_key() -> None:
     settings = EndpointSettings(model="tiny", base_url="https://models.example/v1", api_key_variable="MY_KEY")
     asked = Endpoint(settings, cache=RequestCache(":memory:"))
     with pytest.raises(UserError, match="`MY_KEY` must hold the API key"):
         asked.complete(requests_to_ask(1))
     assert EndpointSettings(model="tiny", base_url="http://[::1]:8000/v1").is_loopback
     assert not settings.is_loopback
+
+
+def test_openais_key_goes_to_openai_alone(
+    serve: Callable[..., LoopbackServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "secret-of-openai")
+
+    def key(base_url: str, **settings: Any) -> str:
+        return EndpointSettings(model="tiny", base_url=base_url, **settings).api_key()
+
+    assert key("https://api.openai.com/v1") == key("https://EU.api.openai.com/v1") == "secret-of-openai"
+    others = ("https://models.example/v1", "https://api.openai.com.example/v1", "https://myapi.openai.com/v1")
+    assert [key(other) for other in others] == ["", "", ""]
+    assert key("https://models.example/v1", api_key_variable="OPENAI_API_KEY") == "secret-of-openai"
+    server = serve(lambda body, _: Answer(chat_answer(body, "fine")))
+    endpoint(server).complete(requests_to_ask(1))
+    assert "secret-of-openai" not in str(server.requests[0][2])
+    refusing = serve(lambda body, _: Answer(status=401))
+    with pytest.raises(UserError, match=r"a request without one\. Name its variable with `api_key_variable`"):
+        endpoint(refusing).complete(requests_to_ask(1))
+
+
+@pytest.mark.parametrize(
+    ("base_url", "variable", "warned"),
+    [
+        ("http://models.example/v1", "MY_KEY", True),
+        ("https://models.example/v1", "MY_KEY", False),
+        ("http://models.example/v1", "auto", False),
+        ("http://127.0.0.1:8000/v1", "MY_KEY", False),
+    ],
+)
+def test_a_key_that_others_can_read_is_told(
+    capsys: pytest.CaptureFixture[str], base_url: str, variable: str, warned: bool
+) -> None:
+    settings = EndpointSettings(model="tiny", base_url=base_url, api_key_variable=variable)
+    Endpoint(settings, cache=RequestCache(":memory:"), progress=False)
+    assert ("without TLS" in capsys.readouterr().err) == warned
 
 
 def test_the_extra_is_named_where_it_lacks(
@@ -765,6 +900,42 @@ def test_a_local_model_writes_what_generate_writes() -> None:
         assert reply == Reply(text=own.decode(ids[read:], skip_special_tokens=True))
 
 
+def test_a_checkpoints_generation_settings_change_nothing() -> None:
+    model, own = roomy_model(), tokenizer()
+    requests: list[Request] = [Chat((Message("user", "They met"),), max_tokens=16)]
+    plain = LocalModel(model, own, progress=False).complete(requests)
+    before = model.generation_config
+    ids = own("They met\n\n")["input_ids"]
+    with torch.no_grad():
+        likeliest = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+    stated = GenerationConfig(
+        eos_token_id=before.eos_token_id, repetition_penalty=9.0, no_repeat_ngram_size=1, suppress_tokens=[likeliest],
+        min_length=20, forced_eos_token_id=5,
+    )  # fmt: skip
+    try:
+        model.generation_config = stated
+        assert LocalModel(model, own, progress=False).complete(requests) == plain
+        assert model.generation_config is stated
+        with torch.no_grad():
+            theirs = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=16)
+        assert int(theirs[0, len(ids)]) != likeliest  # so they would have changed something
+    finally:
+        model.generation_config = before
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_stands_where_it_is_wanted(side: Any) -> None:
+    batch, is_token = padded([[3, 4, 5], [6]], pad=9, side=side)
+    assert batch.tolist() == [[3, 4, 5], [9, 9, 6] if side == "left" else [6, 9, 9]]
+    assert torch.equal(is_token, batch != 9)
+
+
+def test_text_is_cut_at_the_first_token_that_ends_it() -> None:
+    assert until([4, 5, 2, 6, 3], frozenset({3, 2})) == [4, 5]
+    assert until([4, 5], frozenset({2})) == [4, 5]
+    assert until([4, 5], frozenset()) == [4, 5]
+
+
 def test_the_chat_template_is_used() -> None:
     from strata.interpret.prompted.local_ids import PromptIds
 
@@ -801,8 +972,10 @@ def test_a_local_model_is_loaded_by_its_folder(tmp_path: Path) -> None:
     local = LocalModel(tmp_path, progress=False)
     assert local.name == str(tmp_path)
     assert isinstance(local.complete([prompts.simulate_in_blanks("days", ["a"])])[0], Reply)
-    with pytest.raises(UserError, match="name_or_model"):
-        LocalModel(tmp_path / "nothing")
+    check_model(tmp_path, choices=prompts.LEVELS, trust_remote_code=False)
+    for wrong in (LocalModel, lambda path: check_model(path, choices=(), trust_remote_code=False)):
+        with pytest.raises(UserError, match="The interpreting model must be a causal language model"):
+            wrong(tmp_path / "nothing")
     with pytest.raises(UserError, match="tokenizer"):
         LocalModel(roomy_model())
 

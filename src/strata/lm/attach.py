@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from strata.errors import UserError
-from strata.lm.sites import Site, SiteMap, as_grid, first_tensor
+from strata.lm.sites import Site, SiteMap, as_grid, first_tensor, with_first
 from strata.shapes import SparseCode
 
 
@@ -79,8 +79,7 @@ class Attachment:
                     "Set it to None where a KV cache is used, as in `generate`."
                 )
             out = torch.where(self.mask.to(x.device)[..., None], out, x)
-        out = out.reshape(own.shape)
-        return type(output)((out, *output[1:])) if isinstance(output, (tuple, list)) else out
+        return with_first(output, out.reshape(own.shape))
 
     def _reconstruct(self, site: str, x: Float[Tensor, "batch seq d_in"]) -> Float[Tensor, "batch seq d_in"]:
         sae = self._saes[site]

@@ -136,6 +136,11 @@ def first_tensor(output: Any) -> Any:
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
+def with_first(output: Any, tensor: Tensor) -> Any:
+    """What a module returned with another tensor in place of its `first_tensor`."""
+    return type(output)((tensor, *output[1:])) if isinstance(output, (tuple, list)) else tensor
+
+
 def as_grid(output: Any, *, batch: int, seq: int, site: str) -> Float[Tensor, "batch seq _"]:
     """A module's output as one vector per position, without copying where possible.
 

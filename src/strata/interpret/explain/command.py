@@ -1,75 +1,24 @@
 """Explaining the features of a run, and scoring the explanations: what `strata explain` does."""
 
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from strata.atomic import write_json
 from strata.errors import UserError
+from strata.evaluate.runs import open_run, saes_of
 from strata.explain_config import ExplainConfig
-from strata.interpret.building import index_run
-from strata.interpret.explain.choice import Choice
-from strata.interpret.explain.interpreter import Explanation, Failed, Interpreter
-from strata.interpret.explain.material import Amounts, FeatureMaterial, gather
+from strata.interpret.explain.choice import Choice, check, source_of
+from strata.interpret.explain.explained import Explained
+from strata.interpret.explain.features import Work, explain_features
 from strata.interpret.explain.pieces import Pieces
-from strata.interpret.explain.record import ExplainedFeature, ExplanationsFile, read_explanations
-from strata.interpret.explain.scoring import FeatureScores, Trial, score
-from strata.interpret.explain.summary import summarize, table
+from strata.interpret.explain.record import ExplanationsFile
+from strata.interpret.explain.summary import keep_summary, summarize
 from strata.interpret.index import FeatureIndex
+from strata.interpret.run_index import chosen_keys, index_run
 from strata.interpret.site_index import SiteIndex
-from strata.log import say
-
-SUMMARY = "explanations-summary.json"
-_FEATURES_AT_ONCE = 128
-
-
-@dataclass(frozen=True, repr=False)
-class Explained:
-    """What `strata explain` found.
-
-    Attributes:
-        folder: of the index, in which the explanations are.
-        interpreter: whose they are.
-        summary: as in explanations-summary.json, of this interpreter: ``seconds`` (without the index), ``stopped``
-            (by the limit on cost), ``account`` (requests, tokens, cost; empty with patterns), and in ``saes`` by key
-            ``n_latents``, ``n_live``, ``n_wanted``, ``settings`` and what `strata.interpret.explain.summary.summarize`
-            gives.
-    """
-
-    folder: Path
-    interpreter: str
-    summary: Mapping[str, Any]
-
-    def __repr__(self) -> str:
-        return "\n".join(self.lines())
-
-    def features(self, key: str) -> list[ExplainedFeature]:
-        """The features of an SAE that were explained, those whose explanations hold best first.
-
-        Args:
-            key: of the SAE in the index.
-        """
-        found = read_explanations(self.folder / key, interpreter=self.interpreter).values()
-        return sorted(found, key=lambda one: -(one.score("simulation.all.correlation") or 0.0))
-
-    def lines(self) -> list[str]:
-        """For a terminal."""
-        lines = [f"{self.interpreter}, {self.summary['seconds']:.1f} s"]
-        for key, numbers in self.summary["saes"].items():
-            lines += table(key, numbers)
-        account = self.summary["account"]
-        if account:
-            lines.append(f"{account['n_requests']:,} requests, {account['n_cached']:,} of them answered before,"
-                         f" cost {account['cost'] + account['cost_of_timeouts']:.4f}")  # fmt: skip
-        if self.summary["stopped"]:
-            lines.append("stopped at --max-cost: the same command with a larger one goes on")
-        return [*lines, f"explanations: {self.folder}"]
 
 
 def explain_run(config: ExplainConfig, *, progress: bool = True) -> Explained:
@@ -84,10 +33,14 @@ def explain_run(config: ExplainConfig, *, progress: bool = True) -> Explained:
         progress: say on stderr what happens.
 
     Raises:
-        UserError: no run, no live feature, fewer than two documents, an interpreter that cannot be asked.
+        UserError: no run, no live feature, fewer than two documents, an interpreter that cannot be asked, latents of
+            several SAEs.
     """
-    index = index_run(config, progress=progress)
-    return explain_index(index, config, progress=progress)
+    check(config)
+    if config.latents:
+        _require_one_sae([one.path for one in saes_of(open_run(config.run), progress=False)
+                          if config.sites == ("all",) or {one.path, one.site} & set(config.sites)])  # fmt: skip
+    return _explained(index_run(config, progress=progress), config, progress=progress)
 
 
 def explain(index: FeatureIndex, *, progress: bool = True, **settings: Any) -> Explained:
@@ -110,8 +63,17 @@ def explain_index(index: FeatureIndex, config: ExplainConfig, *, progress: bool 
     Raises:
         UserError: as there.
     """
+    check(config)
+    return _explained(index, config, progress=progress)
+
+
+def _explained(index: FeatureIndex, config: ExplainConfig, *, progress: bool) -> Explained:
     started = time.perf_counter()
-    keys = _keys(index, config)
+    keys = chosen_keys(index, config.sites)
+    if config.latents:
+        _require_one_sae(keys)
+    sites = {key: index[key] for key in keys}
+    latents = {key: _latents(site, config) for key, site in sites.items()}
     pieces = Pieces.cut(
         index.token_ids,
         documents=index.documents,
@@ -120,135 +82,38 @@ def explain_index(index: FeatureIndex, config: ExplainConfig, *, progress: bool 
         window_tokens=config.window_tokens,
         seed=config.seed,
     )
-    sites = {key: index[key] for key in keys}
     choice = Choice(config, vocabulary=index.vocabulary, sites=sites, pieces=pieces, progress=progress)
-    shuffles = _shuffles(config, choice)
-    saes, stopped = {}, False
-    for key, site in sites.items():
-        latents = _latents(site, config)
-        wanted = set(latents)
-        settings = _settings(index, key, config, shuffles=shuffles)
-        file = ExplanationsFile(site.folder, interpreter=choice.interpreter.name, settings=settings)
-        work = _Work(site, pieces, choice.interpreter, config, shuffles, index.vocabulary)
-        stopped = _explain_site(work, latents, file, progress=progress)
-        features = [feature for latent, feature in sorted(file.features.items()) if latent in wanted]
-        saes[key] = {
-            "n_latents": site.d_sae,
-            "n_live": int((site.n_fired >= config.least_firings).sum()),
-            "n_wanted": len(latents),
-            "settings": settings,
-            **summarize(features, seed=config.seed),
-        }
-        if stopped:
-            break
+    source, saes, stopped = source_of(config), {}, False
+    try:
+        for key, site in sites.items():
+            settings = _settings(index, key, config)
+            file = ExplanationsFile(site.folder, interpreter=choice.interpreter.name, source=source, settings=settings)
+            work = Work(site, pieces, choice.interpreter, config, _shuffles(config), index.vocabulary)
+            stopped = explain_features(work, latents[key], file, progress=progress)
+            saes[key] = {
+                "n_latents": site.d_sae,
+                "n_live": int((site.n_fired >= config.least_firings).sum()),
+                "n_wanted": len(latents[key]),
+                "settings": settings,
+                **summarize([feature for _, feature in sorted(file.features.items())], seed=config.seed),
+            }
+            if stopped:
+                break
+    finally:
+        choice.close()
     summary = {"seconds": time.perf_counter() - started, "stopped": stopped,
                "account": choice.account(), "saes": saes}  # fmt: skip
-    _keep(index.folder / SUMMARY, choice.interpreter.name, summary)
-    return Explained(index.folder, choice.interpreter.name, summary)
+    name = choice.interpreter.name
+    keep_summary(index.folder, f"{name} ({source})" if source else name, summary, keys=index.keys)
+    return Explained(index.folder, name, source, latents, summary)
 
 
-@dataclass(frozen=True)
-class _Work:
-    site: SiteIndex
-    pieces: Pieces
-    interpreter: Interpreter
-    config: ExplainConfig
-    shuffles: bool
-    vocabulary: Sequence[str]
-
-
-def _explain_site(work: _Work, latents: Sequence[int], file: ExplanationsFile, *, progress: bool) -> bool:
-    """Explain those features of an SAE that are not in the file; whether the limit on cost ended it."""
-    there = file.features
-    left = [latent for latent in latents if latent not in there]
-    n_before = len(latents) - len(left)
-    if n_before:
-        say(f"{work.site.key}: {n_before:,} features were explained before", shown=progress)
-    said = time.monotonic()
-    for start in range(0, len(left), _FEATURES_AT_ONCE):
-        found = _explain(work, left[start : start + _FEATURES_AT_ONCE])
-        file.add(found)
-        if any(not feature.is_done for feature in found):
-            return True
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            say(f"{work.site.key}: {n_before + start + len(found):,} of {len(latents):,} features", shown=progress)
-    return False
-
-
-def _explain(work: _Work, latents: Sequence[int]) -> list[ExplainedFeature]:
-    """Explain and score features together."""
-    amounts = Amounts(n_explained=work.config.n_explained, n_top=work.config.n_top,
-                      n_random=work.config.n_random, n_silent=work.config.n_silent)  # fmt: skip
-    seed = work.config.seed
-    gathered = {n: gather(work.site, n, pieces=work.pieces, amounts=amounts, seed=seed) for n in latents}
-    materials = {latent: found for latent, found in gathered.items() if not isinstance(found, str)}
-    answers = work.interpreter.explain([material.explaining for material in materials.values()])
-    explained = dict(zip(materials, answers, strict=True))
-    scored = [n for n, answer in explained.items() if isinstance(answer, Explanation) and not materials[n].not_scored]
-    trials = {latent: Trial.of(materials[latent], seed=seed) for latent in scored}
-    own = _scores(work, explained, trials, scored, scored)
-    shuffled: dict[int, FeatureScores] = {}
-    if work.shuffles and len(scored) > 1:
-        order = np.random.default_rng((seed, *latents[:1])).permutation(scored).tolist()
-        shuffled = _scores(work, explained, trials, [*order[1:], order[0]], order)
-    answered = {**{n: Failed(why) for n, why in gathered.items() if isinstance(why, str)}, **explained}
-    return [
-        _feature(n, answered[n], work, material=materials.get(n), own=own.get(n), shuffled=shuffled.get(n))
-        for n in latents
-    ]
-
-
-def _scores(
-    work: _Work,
-    explained: Mapping[int, Explanation | Failed],
-    trials: Mapping[int, Trial],
-    whose: Sequence[int],
-    where: Sequence[int],
-) -> dict[int, FeatureScores]:
-    """Scores of the explanations of some features on the windows of others, by the latter."""
-    explanations = [one for latent in whose if isinstance(one := explained[latent], Explanation)]
-    put_to = [trials[latent] for latent in where]
-    found = score(work.interpreter, explanations, put_to, scorers=work.config.scorers)
-    return dict(zip(where, found, strict=True))
-
-
-def _feature(
-    latent: int,
-    answer: Explanation | Failed,
-    work: _Work,
-    *,
-    material: FeatureMaterial | None,
-    own: FeatureScores | None,
-    shuffled: FeatureScores | None,
-) -> ExplainedFeature:
-    explanation = answer if isinstance(answer, Explanation) else None
-    patterns = explanation.patterns if explanation else ()
-    return ExplainedFeature(
-        latent=latent,
-        text=explanation.text if explanation else "",
-        interpreter=work.interpreter.name,
-        patterns=tuple(
-            {
-                "tokens": [work.vocabulary[token] for token in pattern.token_ids],
-                "token_ids": list(pattern.token_ids),
-                "level": pattern.level,
-            }
-            for pattern in patterns
-        ),
-        n_fired=int(work.site.n_fired[latent]),
-        scores=own.as_json() if own else {},
-        shuffled=shuffled.as_json() if shuffled else {},
-        failed=answer.reason if isinstance(answer, Failed) else "",
-        not_scored=material.not_scored if material and explanation else "",
-    )
-
-
-def _keys(index: FeatureIndex, config: ExplainConfig) -> list[str]:
-    """The SAEs that are asked for."""
-    if config.sites == ("all",):
-        return index.keys
-    return list(dict.fromkeys(index[site].key for site in config.sites))
+def _require_one_sae(keys: Sequence[str]) -> None:
+    if len(keys) > 1:
+        raise UserError(
+            f"`latents` must come with one SAE, since every SAE has its own. There are {len(keys)}:"
+            f" {', '.join(keys[:8])}{', …' if len(keys) > 8 else ''}. Give e.g. --sites {keys[0]}."
+        )
 
 
 def _latents(site: SiteIndex, config: ExplainConfig) -> list[int]:
@@ -278,27 +143,18 @@ def _some(live: Int[np.ndarray, " live"], config: ExplainConfig) -> Int[np.ndarr
     return np.sort(np.random.default_rng(config.seed).choice(live, config.n_features, replace=False))
 
 
-def _shuffles(config: ExplainConfig, choice: Choice) -> bool:
-    return choice.is_free if config.shuffled == "auto" else config.shuffled == "yes"
+def _shuffles(config: ExplainConfig) -> bool:
+    return config.interpreter == "patterns" if config.shuffled == "auto" else config.shuffled == "yes"
 
 
-def _settings(index: FeatureIndex, key: str, config: ExplainConfig, *, shuffles: bool) -> dict[str, Any]:
+def _settings(index: FeatureIndex, key: str, config: ExplainConfig) -> dict[str, Any]:
     """What the explanations and scores of an SAE's features depend on."""
     stated = index.record["stated"]
     text = {**{name: value for name, value in stated.items() if name != "saes"}, "sae": stated["saes"][key]}
-    own = ("window_tokens", "n_explained", "n_top", "n_random", "n_silent", "seed", "interpreter", "scorers")
-    asked = {"http": ("base_url", "model", "simulation"), "local": ("model",)}.get(config.interpreter, ())
-    return {"index": text, "shuffled": shuffles,
+    own = ("window_tokens", "n_top", "n_random", "n_silent", "seed", "interpreter", "scorers")
+    asked = {
+        "http": ("n_explained", "base_url", "model", "simulation", "n_top_tokens", "extra_body"),
+        "local": ("n_explained", "model"),
+    }.get(config.interpreter, ())
+    return {"index": text, "shuffled": _shuffles(config),
             **{name: getattr(config, name) for name in (*own, *asked)}}  # fmt: skip
-
-
-def _keep(path: Path, interpreter: str, summary: Mapping[str, Any]) -> None:
-    """Put a summary beside those of other interpreters."""
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))["interpreters"]
-    except (OSError, ValueError, KeyError, TypeError):
-        before = {}
-    try:
-        write_json(path, {"interpreters": {**before, interpreter: summary}})
-    except OSError as error:
-        raise UserError(f"The index must be one that can be written. {path}: {error.strerror}. Make room.") from error

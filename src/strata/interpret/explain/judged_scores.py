@@ -76,6 +76,16 @@ def true_marks(windows: Windows, *, max_activation: float) -> Bool[np.ndarray, "
     return marks
 
 
+def markable(windows: Windows, *, measured: Bool[np.ndarray, "windows tokens"]) -> Bool[np.ndarray, " windows"]:
+    """The windows that fuzzing can ask about: those with a token at which the feature was encoded and is silent.
+
+    Args:
+        windows: of a feature.
+        measured: the tokens at which it was encoded.
+    """
+    return (measured & (windows.activations == 0)).any(1)
+
+
 def fuzzing_marks(
     windows: Windows,
     *,
@@ -87,12 +97,13 @@ def fuzzing_marks(
 
     A wrong window gets the true marks of another window, each moved to the nearest free token at which the feature is
     silent. So wrong marks are as many, as near each other and as far from the beginning as right ones, and nothing but
-    the text tells them apart. A window with too few silent tokens gets as many as there are.
+    the text tells them apart. A window with too few silent tokens gets as many as there are; one with none could get no
+    wrong mark, so it must be left out, see `markable`.
 
     Differs: delphi marks the same place in every wrong window, which tells the classes apart without the text.
 
     Args:
-        windows: in each the feature fires.
+        windows: in each the feature fires, and is silent somewhere.
         measured: the tokens that may be marked: those at which the feature was encoded.
         max_activation: level 10.
         random: draws.

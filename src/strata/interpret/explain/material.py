@@ -23,7 +23,7 @@ class Amounts:
         n_least: of the windows to score on where it fires; a feature with fewer is not scored.
     """
 
-    n_explained: int = 20
+    n_explained: int = 8
     n_top: int = 10
     n_random: int = 20
     n_silent: int = 20
@@ -84,11 +84,11 @@ def gather(site: SiteIndex, latent: int, *, pieces: Pieces, amounts: Amounts, se
     tokens, values = np.asarray(fired.tokens), np.asarray(fired.values, np.float32)
     owners = pieces.of_token[tokens]
     is_test, is_shown = pieces.is_test[owners], pieces.is_shown[owners]
-    random = feature_random(latent, seed=seed, purpose=0)
 
     strongest, spread = _choose(
         owners[~is_test & is_shown], values[~is_test & is_shown],
-        n_top=amounts.n_explained - amounts.n_explained // 2, n_random=amounts.n_explained // 2, random=random,
+        n_top=amounts.n_explained - amounts.n_explained // 2, n_random=amounts.n_explained // 2,
+        random=feature_random(latent, seed=seed, purpose=3),  # of its own: what is scored on does not depend on it
     )  # fmt: skip
     if not len(strongest):
         return "it fires in none of the windows to explain from"
@@ -100,6 +100,7 @@ def gather(site: SiteIndex, latent: int, *, pieces: Pieces, amounts: Amounts, se
         max_activation=float(values[~is_test].max()),
     )
 
+    random = feature_random(latent, seed=seed, purpose=0)
     scored = owners[is_test & is_shown]
     top, others = _choose(
         scored, values[is_test & is_shown], n_top=amounts.n_top, n_random=amounts.n_random, random=random

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from strata.interpret.explain.interpreter import Explanation, Interpreter, JudgeTask, SimulationTask
-from strata.interpret.explain.judged_scores import JudgedScore, fuzzing_marks, judged_score
+from strata.interpret.explain.judged_scores import JudgedScore, fuzzing_marks, judged_score, markable
 from strata.interpret.explain.material import FeatureMaterial, feature_random
 from strata.interpret.explain.simulation_scores import SimulationScore, simulation_score
 from strata.interpret.windows import Windows
@@ -25,7 +25,7 @@ class FeatureScores:
         simulation: "top", the windows where the feature is strongest; "random", those spread over all strengths and
             those in which it is silent; "all" of them together.
         detection: all firing windows against the silent ones.
-        fuzzing: all firing windows, half of them with right marks.
+        fuzzing: the firing windows with a silent token, half of them with right marks.
         failures: what went wrong, and in how many windows.
     """
 
@@ -92,14 +92,16 @@ class Trial:
         latent, windows = material.explaining.latent, material.windows
         n_firing = len(windows) - len(material.silent)
         detection = Question(windows, None, np.arange(len(windows)) < n_firing)
+        open_ = np.flatnonzero(markable(windows[:n_firing], measured=material.measured[:n_firing]))
+        firing = windows[open_]
         marks, is_right = fuzzing_marks(
-            windows[:n_firing],
-            measured=material.measured[:n_firing],
+            firing,
+            measured=material.measured[open_],
             max_activation=material.explaining.max_activation,
             random=feature_random(latent, seed=seed, purpose=1),
         )
         order = feature_random(latent, seed=seed, purpose=2)
-        fuzzing = Question(windows[:n_firing], marks, is_right)
+        fuzzing = Question(firing, marks, is_right)
         return Trial(material, windows, detection.mixed(order), fuzzing.mixed(order))
 
 

@@ -51,17 +51,25 @@ class Prices:
 
 
 class Estimate:
-    """How many tokens a prompt will have, learned from those that were counted.
+    """How many tokens a prompt has, before it is counted.
 
-    The largest number of tokens per byte that was seen, and at first one in three bytes (English has one in four).
+    A token of text is at least one byte, so a prompt has no more tokens than bytes, but for what the server puts around
+    it. `most_tokens` is that bound, for a limit that is not to be passed. `n_tokens` is the largest number of tokens
+    per byte that was counted so far, for what no server counted.
     """
 
+    _AROUND_TOKENS = 256  # of a chat template, with the system's turn that some put first
+
     def __init__(self) -> None:
-        self._tokens_per_byte = 1 / 3
+        self._tokens_per_byte = 0.0
+
+    def most_tokens(self, n_bytes: int) -> int:
+        """No fewer than there will be."""
+        return max(n_bytes + self._AROUND_TOKENS, self.n_tokens(n_bytes))
 
     def n_tokens(self, n_bytes: int) -> int:
-        """An estimate that is rather too large."""
-        return math.ceil(n_bytes * self._tokens_per_byte)
+        """As many as a prompt of so many bytes was seen to have; one for each byte as long as none was counted."""
+        return math.ceil(n_bytes * (self._tokens_per_byte or 1.0))
 
     def learn(self, n_bytes: int, n_tokens: int) -> None:
         """A prompt of so many bytes had so many tokens."""

@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ def explanation_of(reply: Reply) -> str | Failed:
     if "<think>" in text and "</think>" not in text:
         return Failed("cut off before the answer")
     text = " ".join(text.rpartition("</think>")[2].split()).strip("\"'“”` ")
+    text = "".join(character for character in text if unicodedata.category(character) != "Cc")  # what moves a cursor
     if not text:
         return Failed("empty answer")
     n_letters = sum(character.isalpha() for character in text)

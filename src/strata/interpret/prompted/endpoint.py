@@ -11,7 +11,8 @@ from strata.errors import UserError
 from strata.interpret.explain.interpreter import Failed
 from strata.interpret.prompted.account import Account, Estimate
 from strata.interpret.prompted.cache import RequestCache
-from strata.interpret.prompted.completer import Chat, Reply, Request, Work
+from strata.interpret.prompted.completer import Reply, Request, Work
+from strata.interpret.prompted.dialect import Dialect
 from strata.interpret.prompted.endpoint_settings import EndpointSettings
 from strata.interpret.prompted.exchange import Exchange, Refused
 from strata.interpret.prompted.wire import Wire, reply, usage, wire
@@ -29,13 +30,15 @@ class Endpoint:
 
     Args:
         settings: the server, its model, patience and prices.
-        cache: of answers, e.g. ``RequestCache(RUN / "index" / "answers.sqlite")``.
+        cache: of answers, e.g. ``RequestCache(RUN / "answers.sqlite")``; whoever made it closes it.
         progress: say on stderr every few seconds how far it is.
     """
 
     def __init__(self, settings: EndpointSettings, *, cache: RequestCache, progress: bool = True) -> None:
         self._settings, self._cache, self._progress = settings, cache, progress
-        self._account, self._estimate = Account(), Estimate()
+        self._account, self._estimate, self._dialect = Account(), Estimate(), Dialect()
+        if settings.sends_key_openly:
+            say(f"the API key goes to {settings.base_url} without TLS: others on the way can read it. Use https://.")
 
     @property
     def name(self) -> str:
@@ -60,7 +63,9 @@ class Endpoint:
             MissingExtraError: the library `openai` is not installed.
         """
         settings = self._settings
-        wires = [wire(r, model=settings.model, n_top=settings.n_top, extra=settings.extra_body) for r in requests]
+        wires = [
+            wire(r, model=settings.model, n_top=settings.n_top_tokens, extra=settings.extra_body) for r in requests
+        ]
         keys = [
             RequestCache.key(
                 {"base_url": settings.base_url, "path": w.path, "body": w.body, "choices": w.request.choices}
@@ -87,11 +92,11 @@ class _Asking:
     """The queue of one call: workers that take the next request as soon as they have an answer."""
 
     def __init__(self, open_: dict[str, Wire], *, endpoint: Endpoint) -> None:
-        self._settings, self._account = endpoint._settings, endpoint._account
+        self._settings, self._account, self._dialect = endpoint._settings, endpoint._account, endpoint._dialect
         self._estimate, self._cache, self._shown = endpoint._estimate, endpoint._cache, endpoint._progress
         self._waiting = deque(open_.items())
         self._n = len(open_)
-        self._in_flight: dict[str, float] = {}  # key → estimated cost
+        self._in_flight: dict[str, float] = {}  # key → what it costs at most
         self._n_refused = 0
         self._finished = asyncio.Condition()
         self._stopped = self._over_budget = False
@@ -107,7 +112,7 @@ class _Asking:
         Raises:
             UserError: as `Endpoint.complete`.
         """
-        exchange = Exchange(self._settings)
+        exchange = Exchange(self._settings, self._dialect)
         lines = asyncio.create_task(self._say_now_and_then())
         workers = [asyncio.create_task(self._work(exchange)) for _ in range(min(self._settings.n_concurrent, self._n))]
         try:
@@ -123,7 +128,7 @@ class _Asking:
     async def _work(self, exchange: Exchange) -> None:
         while self._waiting and not self._stopped:
             key, asked = self._waiting.popleft()
-            estimate = self._estimated_cost(asked)
+            estimate = self._most_cost(asked)
             if not await self._admitted(key, estimate):
                 self.answers[key] = Failed("budget")
                 continue
@@ -156,9 +161,8 @@ class _Asking:
             self._cache.put(key, found)
         return found
 
-    def _estimated_cost(self, asked: Wire) -> float:
-        n_written = asked.request.max_tokens if isinstance(asked.request, Chat) else 0
-        return self._settings.prices.cost(self._estimate.n_tokens(asked.n_prompt_bytes), n_written)
+    def _most_cost(self, asked: Wire) -> float:
+        return self._settings.prices.cost(self._estimate.most_tokens(asked.n_prompt_bytes), asked.n_most_written)
 
     def _fits(self, cost: float) -> bool:
         spent = self._account.cost + self._account.cost_of_timeouts
@@ -181,8 +185,7 @@ class _Asking:
         counted = usage(answer)
         if counted is None:
             self._account.n_without_usage += 1
-            n_written = asked.request.max_tokens if isinstance(asked.request, Chat) else 0
-            counted = self._estimate.n_tokens(asked.n_prompt_bytes), n_written
+            counted = self._estimate.n_tokens(asked.n_prompt_bytes), asked.n_most_written
         else:
             self._estimate.learn(asked.n_prompt_bytes, counted[0])
         self._account.n_prompt_tokens += counted[0]
@@ -196,8 +199,8 @@ class _Asking:
         if self._n_refused >= _MOST_REFUSED:
             raise UserError(
                 f"The server must take requests of this kind. {self._settings.base_url} refused the first"
-                f" {_MOST_REFUSED} and answered none: {failed.reason}. Change the settings, e.g. `simulation`, `n_top`"
-                " or `extra_body`, or ask another model."
+                f" {_MOST_REFUSED} and answered none: {failed.reason}. Change `simulation`, `n_top_tokens` (some"
+                " give fewer likeliest tokens) or `extra_body`, or ask another model."
             )
 
     async def _say_now_and_then(self) -> None:

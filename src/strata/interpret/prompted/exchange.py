@@ -8,8 +8,10 @@ from typing import Any
 
 from strata.errors import MissingExtraError, UserError
 from strata.interpret.explain.interpreter import Failed
+from strata.interpret.prompted.dialect import Dialect
 from strata.interpret.prompted.endpoint_settings import EndpointSettings
 from strata.interpret.prompted.wire import Wire
+from strata.visible_text import visible
 
 _LONGEST_BACKOFF_SECONDS = 30.0
 _RETRIED = frozenset({408, 409, 425, 429})
@@ -20,28 +22,43 @@ class Refused(Failed):
     """A request that the server does not take as it is (a status of 400 to 499)."""
 
 
+def check_library() -> None:
+    """That the library `openai` is there.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    try:
+        import openai  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("openai", extra="openai", purpose="Asking a language model over HTTP") from error
+
+
 class Exchange:
     """A client of one server, for as long as one event loop runs.
 
     Args:
         settings: of the server.
+        dialect: its words, as far as they are known; more are learned.
 
     Raises:
         MissingExtraError: the library `openai` is not installed.
         UserError: no API key.
     """
 
-    def __init__(self, settings: EndpointSettings) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtraError("openai", extra="openai", purpose="Asking a language model over HTTP") from error
-        self._settings, self._key = settings, settings.api_key()
+    def __init__(self, settings: EndpointSettings, dialect: Dialect) -> None:
+        check_library()
+        import openai
+
+        self._settings, self._key, self._dialect = settings, settings.api_key(), dialect
+        # The client adds what it finds in OPENAI_ORG_ID and the like, which no other host is to see.
+        hidden = () if settings.is_openai else ("OpenAI-Organization", "OpenAI-Project")
         self._client = openai.AsyncOpenAI(
-            api_key=self._key,
+            api_key=self._key or "none",
             base_url=settings.base_url,
             max_retries=0,  # ours are counted, and obey the limit on cost
             timeout=settings.timeout_seconds,
+            default_headers={name: openai.Omit() for name in hidden},  # pyright: ignore[reportArgumentType]
             http_client=openai.DefaultAsyncHttpxClient(**_client_options(settings)),
         )
 
@@ -63,14 +80,15 @@ class Exchange:
         """
         import openai
 
-        failed = Failed("not asked")
-        for attempt in range(self._settings.n_retries + 1):
+        failed, attempt = Failed("not asked"), 0
+        while attempt <= self._settings.n_retries:
             if not may_send():
                 return Failed("budget")
             wait = self._backoff_seconds(attempt)
+            body = self._dialect.body(wire.body)
             try:
                 async with asyncio.timeout(self._settings.timeout_seconds):
-                    return await self._attempt(wire)
+                    return await self._attempt(wire.path, body)
             except (openai.APITimeoutError, TimeoutError):
                 failed = Failed("timeout")
                 lost()
@@ -79,42 +97,49 @@ class Exchange:
                 lost()
             except openai.APIStatusError as error:
                 failed = self._status_failure(error)
+                if isinstance(failed, Refused) and self._dialect.body(wire.body) != body:
+                    continue  # in other words at once, and without using up an attempt
                 if isinstance(failed, Refused):
                     return failed
                 wait = self._obeyed(error.response.headers.get("retry-after"), wait)
             except (json.JSONDecodeError, UnicodeDecodeError):
                 failed = Failed("not an answer of this protocol")
                 lost()
-            if attempt < self._settings.n_retries:
+            attempt += 1
+            if attempt <= self._settings.n_retries:
                 await asyncio.sleep(wait)
         return failed
 
-    async def _attempt(self, wire: Wire) -> Any:
+    async def _attempt(self, path: str, body: dict[str, Any]) -> Any:
         chat, legacy = self._client.chat.completions.with_raw_response, self._client.completions.with_raw_response
-        body = dict(wire.body)
-        known = {key: body.pop(key) for key in ("model", "messages", "prompt") if key in body}
-        send = chat.create if wire.path == "chat/completions" else legacy.create
-        raw = await send(**known, extra_body=body)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        known = {key: body[key] for key in ("model", "messages", "prompt") if key in body}
+        more = {key: value for key, value in body.items() if key not in known}
+        send = chat.create if path == "chat/completions" else legacy.create
+        raw = await send(**known, extra_body=more)  # pyright: ignore[reportCallIssue, reportArgumentType]
         return json.loads(raw.http_response.content)
 
     def _status_failure(self, error: Any) -> Failed:
         """What a status means: an error for the user, Refused for this request, or Failed for now."""
         status, base_url = error.status_code, self._settings.base_url
         if status in (401, 403):
+            variable = self._settings.key_variable
+            given = f"the one in the environment variable `{variable}`" if variable else "a request without one"
             raise UserError(
-                f"The API key must be one that {base_url} takes. It refused (status {status}) the one in the"
-                f" environment variable `{self._settings.api_key_variable}`. Set that to another."
+                f"The API key must be one that {base_url} takes. It refused (status {status}) {given}."
+                f" {'Set that to another' if variable else 'Name its variable with `api_key_variable`'}."
             ) from None
         if status == 404:
             raise UserError(
-                f"`model` must be one that `base_url` serves. {base_url} answered 404 to {self._settings.model!r}. "
+                f"`model` must be one that `base_url` serves. {base_url} answered 404 to {self._settings.model!r}."
                 " Check both."
             ) from None
-        said = " ".join(str(error.message).split()).replace(self._key, "…")[:_LONGEST_REASON]
+        said = visible(" ".join(str(error.message).split()))
+        said = (said.replace(self._key, "…") if self._key else said)[:_LONGEST_REASON]
         if getattr(error, "code", None) == "insufficient_quota":
             raise UserError(f"The account behind the API key must have money left. {base_url} says: {said}") from None
         if status in _RETRIED or status >= 500:
             return Failed(f"status {status}")
+        self._dialect.learn(said, parameter=getattr(error, "param", None), code=getattr(error, "code", None))
         return Refused(f"status {status}: {said}")
 
     def _backoff_seconds(self, attempt: int) -> float:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from strata.errors import UserError
 from strata.interpret.explain.interpreter import (
     Explanation,
     Failed,
@@ -20,6 +19,7 @@ from strata.interpret.explain.levels import levels
 from strata.interpret.prompted import answers, prompts
 from strata.interpret.prompted.completer import Completer, Reply, Request
 from strata.interpret.windows import Windows
+from strata.settings import require
 
 
 class PromptedInterpreter:
@@ -35,22 +35,16 @@ class PromptedInterpreter:
     Args:
         model: who answers: an `Endpoint` or a `LocalModel`.
         vocabulary: the text of each token of the model whose features these are, as in ``FeatureIndex.vocabulary``.
-        n_windows: examples in an explainer's prompt, the strongest; at least 1.
         windows_per_prompt: windows that one prompt asks to be judged; at least 1. More are cheaper, fewer are judged
             better.
 
     Raises:
-        UserError: a number is below 1.
+        UserError: `windows_per_prompt` is below 1.
     """
 
-    def __init__(
-        self, model: Completer, vocabulary: list[str], *, n_windows: int = 8, windows_per_prompt: int = 5
-    ) -> None:
-        for name, value in (("n_windows", n_windows), ("windows_per_prompt", windows_per_prompt)):
-            if value < 1:
-                raise UserError(f"`{name}` must be at least 1. Got {value}.")
-        self._model, self._vocabulary = model, vocabulary
-        self._n_windows, self._windows_per_prompt = n_windows, windows_per_prompt
+    def __init__(self, model: Completer, vocabulary: list[str], *, windows_per_prompt: int = 5) -> None:
+        require(windows_per_prompt >= 1, "windows_per_prompt", "be at least 1", windows_per_prompt, "Give e.g. 5.")
+        self._model, self._vocabulary, self._windows_per_prompt = model, vocabulary, windows_per_prompt
 
     @property
     def name(self) -> str:
@@ -58,7 +52,7 @@ class PromptedInterpreter:
         return self._model.name
 
     def explain(self, materials: Sequence[Material]) -> list[Explanation | Failed]:
-        """One sentence on each feature. A material without windows is Failed and asks nothing."""
+        """One sentence on each feature, from all its windows. A material without windows is Failed and asks nothing."""
         asked = [place for place, material in enumerate(materials) if len(material.windows)]
         replies = self._model.complete([self._explanation_request(materials[place]) for place in asked])
         found: list[Explanation | Failed] = [Failed("nothing to explain from") for _ in materials]
@@ -69,7 +63,7 @@ class PromptedInterpreter:
         return found
 
     def _explanation_request(self, material: Material) -> Request:
-        windows = material.windows[: self._n_windows]
+        windows = material.windows
         shown = levels(windows.activations, max_activation=material.max_activation)
         return prompts.explain([(self._texts(windows, i), shown[i][windows.is_token[i]]) for i in range(len(windows))])
 

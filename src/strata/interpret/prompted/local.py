@@ -15,7 +15,9 @@ from strata.interpret.explain.interpreter import Failed
 from strata.interpret.prompted.account import Account
 from strata.interpret.prompted.completer import Blanks, Chat, Reply, Request, Work
 from strata.interpret.prompted.local_ids import PromptIds
+from strata.lm.generation import continued, end_ids, pad_id, padded
 from strata.log import say
+from strata.settings import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,13 +29,15 @@ class LocalModel:
     """A `strata.interpret.prompted.completer.Completer` that runs a causal language model of `transformers`.
 
     Simulation and judging are one forward for each prompt: at each blank the softmax over the choices alone, exact, in
-    fp32. Explanations are written greedily. The chat template is used where the tokenizer has one.
+    fp32. Explanations are written greedily, whatever generation settings come with the checkpoint. The chat template is
+    used where the tokenizer has one.
 
     Args:
         name_or_model: a name on the Hugging Face hub, a folder, or the model itself.
         tokenizer: the model's; None loads the one beside a name or folder.
         device: where it runs.
         batch_tokens: most tokens of one forward, padding included; a longer prompt goes alone. At least 1.
+        trust_remote_code: run code that comes with the model.
         progress: say on stderr every few seconds how far it is.
 
     Raises:
@@ -47,16 +51,22 @@ class LocalModel:
         *,
         device: str | torch.device = "cpu",
         batch_tokens: int = 4096,
+        trust_remote_code: bool = False,
         progress: bool = True,
     ) -> None:
-        if batch_tokens < 1:
-            raise UserError(f"`batch_tokens` must be at least 1. Got {batch_tokens}.")
+        require(batch_tokens >= 1, "batch_tokens", "be at least 1", batch_tokens, "Give e.g. 4096.")
         is_name = isinstance(name_or_model, str | Path)
         if tokenizer is None and not is_name:
-            raise UserError("`tokenizer` must be given along with a model that is loaded already. Got None.")
-        model: Any = _loaded(name_or_model) if is_name else name_or_model
+            raise UserError(
+                "`tokenizer` must be given along with a model that is loaded already. Got None. Give the model's, or a"
+                " name in place of the model."
+            )
+        given: Any = tokenizer
+        own = _tokenizer_of(name_or_model, trust_remote_code=trust_remote_code) if given is None else given
+        model: Any = _loaded(name_or_model, trust_remote_code=trust_remote_code) if is_name else name_or_model
         self._model = model.to(device).eval()
-        self._ids = PromptIds(_tokenizer_of(name_or_model) if tokenizer is None else tokenizer)
+        self._ids, self._ends = PromptIds(own), end_ids(model, own)
+        self._pad = pad_id(own, ends=self._ends)
         self._device, self._batch_tokens, self._progress = torch.device(device), batch_tokens, progress
         self._name = str(name_or_model) if is_name else model.config._name_or_path or type(model).__name__
         self._most_tokens = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
@@ -126,13 +136,12 @@ class LocalModel:
         self, requests: Sequence[Blanks], batch: Sequence[tuple[list[int], list[int]]], answers: dict[Any, Any]
     ) -> None:
         """One forward; at each blank a softmax over the choices."""
-        longest = max(len(ids) for ids, _ in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, (own, _) in enumerate(batch):  # padding stands to the right, where nothing that is read can see it
-            ids[row, : len(own)], mask[row, : len(own)] = torch.tensor(own), 1
+        # Padding stands to the right, where nothing that is read can see it.
+        ids, is_token = padded([own for own, _ in batch], pad=0, side="right")
         places = sorted({place for _, own in batch for place in own})
-        logits = self._logits(ids.to(self._device), mask.to(self._device), torch.tensor(places, device=self._device))
+        logits = self._logits(
+            ids.to(self._device), is_token.long().to(self._device), torch.tensor(places, device=self._device)
+        )
         column = {place: i for i, place in enumerate(places)}
         for row, (request, (own, at)) in enumerate(zip(requests, batch, strict=True)):
             choices = torch.tensor([self._ids.choice(choice) for choice in request.choices], device=self._device)
@@ -148,29 +157,11 @@ class LocalModel:
 
     @torch.inference_mode()
     def _write(self, requests: Sequence[Chat], batch: Sequence[list[int]], answers: dict[Any, Any]) -> None:
-        """Greedy text, with padding to the left."""
-        from transformers import GenerationConfig
-
-        longest = max(map(len, batch))
-        ends = self._model.generation_config.eos_token_id if self._model.generation_config else None
-        ends = self._ids.end_ids if ends is None else ends
-        how_it_ends = ends if isinstance(ends, list) else [ends]
-        pad = how_it_ends[0] if how_it_ends else 0
-        ids, mask = torch.full((len(batch), longest), pad), torch.zeros(len(batch), longest, dtype=torch.long)
-        for row, own in enumerate(batch):
-            ids[row, longest - len(own) :], mask[row, longest - len(own) :] = torch.tensor(own), 1
-        how = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max(r.max_tokens for r in requests),
-            eos_token_id=how_it_ends or None,
-            pad_token_id=pad,
-        )
-        told = self._model.generate(
-            input_ids=ids.to(self._device), attention_mask=mask.to(self._device), generation_config=how
-        )
-        for request, own, row in zip(requests, batch, told[:, longest:].tolist(), strict=True):
+        """Greedy text."""
+        longest = max(request.max_tokens for request in requests)
+        told = continued(self._model, batch, max_new_tokens=longest, ends=self._ends, pad=self._pad)
+        for request, own, row in zip(requests, batch, told, strict=True):
             written = row[: request.max_tokens]
-            written = written[: next((i for i, token in enumerate(written) if token in how_it_ends), len(written))]
             self._account.n_prompt_tokens += len(own)
             self._account.n_completion_tokens += len(written)
             answers[request] = Reply(text=self._ids.text(written))
@@ -189,23 +180,44 @@ class _Said:
             say(f"{self._name}: {self._n_done:,} of {self._n:,} prompts answered", shown=self._shown)
 
 
-def _loaded(name: Any) -> Any:
+def check_model(name: str | Path, *, choices: Sequence[str], trust_remote_code: bool) -> None:
+    """That a model and its tokenizer are there, and that the tokenizer has a token for each answer; loads no weights.
+
+    Args:
+        name: on the Hugging Face hub, or a folder.
+        choices: the answers.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        UserError: one is not.
+    """
+    from transformers import AutoConfig
+
+    _or_user_error(lambda: AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code), name)
+    ids = PromptIds(_tokenizer_of(name, trust_remote_code=trust_remote_code))
+    for choice in choices:
+        ids.choice(choice)
+
+
+def _loaded(name: Any, *, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return _or_user_error(lambda: AutoModelForCausalLM.from_pretrained(name, dtype="auto"), name)
+    load = AutoModelForCausalLM.from_pretrained
+    return _or_user_error(lambda: load(name, dtype="auto", trust_remote_code=trust_remote_code), name)
 
 
-def _tokenizer_of(name: Any) -> Any:
+def _tokenizer_of(name: Any, *, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    return _or_user_error(lambda: AutoTokenizer.from_pretrained(name), name)
+    return _or_user_error(lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code), name)
 
 
 def _or_user_error(load: Callable[[], Any], name: Any) -> Any:
     try:
         return load()
     except (OSError, ValueError) as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
         raise UserError(
-            f"`name_or_model` must be a causal language model on the Hugging Face hub or in a folder. {name!s}:"
-            f" {str(error).splitlines()[0]}"
+            "The interpreting model must be a causal language model with its tokenizer, on the Hugging Face hub or in a"
+            f" folder. {name!s}: {first} Give another."
         ) from error

@@ -1,7 +1,6 @@
 """Prompts as token ids, put together piece by piece, so that it is certain where an answer is read."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from strata.errors import UserError
@@ -66,12 +65,6 @@ class PromptIds:
     def text(self, ids: Sequence[int]) -> str:
         """What ids say, special tokens left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    @cached_property
-    def end_ids(self) -> list[int]:
-        """The token that ends a text; empty where there is none."""
-        end = self._tokenizer.eos_token_id
-        return [] if end is None else [end]
 
     def _conversation(self, messages: Sequence[Message]) -> list[int]:
         if self._tokenizer.chat_template:

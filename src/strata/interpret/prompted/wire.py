@@ -9,6 +9,8 @@ from typing import Any
 from strata.interpret.explain.interpreter import Failed
 from strata.interpret.prompted.completer import AnswerToken, Blanks, Chat, Reply, Request
 
+LIMITS = ("max_tokens", "max_completion_tokens")  # of what is written; newer models of OpenAI take the second alone
+
 
 @dataclass(frozen=True)
 class Wire:
@@ -25,6 +27,14 @@ class Wire:
     request: Request
 
     @property
+    def n_most_written(self) -> int:
+        """Tokens that the model may write."""
+        if isinstance(self.request, Blanks):
+            return 0
+        limits = [self.body.get(name) for name in LIMITS]
+        return max((limit for limit in limits if isinstance(limit, int)), default=self.request.max_tokens)
+
+    @property
     def n_prompt_bytes(self) -> int:
         """Of all texts that the model reads."""
         texts = [self.body["prompt"]] if "prompt" in self.body else [m["content"] for m in self.body["messages"]]
@@ -38,13 +48,14 @@ def wire(request: Request, *, model: str, n_top: int, extra: Mapping[str, Any]) 
         request: what to ask.
         model: the model's name for the server.
         n_top: how many of the likeliest tokens to ask for at each place.
-        extra: more fields of the body.
+        extra: more fields of the body, or others; with a limit of what is written, it takes the place of ours.
     """
     common = {"model": model, "temperature": 0.0}
     if isinstance(request, Chat):
         messages = [{"role": message.role, "content": message.text} for message in request.messages]
         probabilities = {"logprobs": True, "top_logprobs": n_top} if request.choices else {}
-        body = {**common, "messages": messages, "max_tokens": request.max_tokens, **probabilities, **extra}
+        limit = {} if any(name in extra for name in LIMITS) else {"max_tokens": request.max_tokens}
+        body = {**common, "messages": messages, **limit, **probabilities, **extra}
         return Wire("chat/completions", body, request)
     prompt, _ = filled_in(request)
     body = {**common, "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": n_top, **extra}
