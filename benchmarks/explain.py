@@ -15,10 +15,10 @@ from pathlib import Path
 from machine import describe
 
 from strata.explain_config import ExplainConfig
-from strata.interpret.building import index_run
 from strata.interpret.explain.command import explain_index
 from strata.interpret.explain.record import OWN, file_name
 from strata.interpret.explain.summary import table
+from strata.interpret.run_index import index_run
 
 _MOST_SECONDS = 60.0
 _SHOWN = "simulation.all.correlation"

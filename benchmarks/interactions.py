@@ -29,6 +29,7 @@ from strata.costs.interpretation import all_pairs, coactivation_operations, edge
 from strata.interactions.edges import attribution_edges
 from strata.interpret.coactivation import partners
 from strata.interpret.coactivation_counts import shard_of
+from strata.lm.sites import first_tensor, with_first
 from strata.lm.tokens import TokenBatch
 from strata.sae.gates import TopK
 from strata.sae.model import SAE
@@ -107,10 +108,9 @@ def ablations(lm: LanguageModel, text: TokenBatch, widths: list[int], n_sample: 
         part = code.values[0, position, place] * sae.W_dec[code.indices[0, position, place]]
 
         def hook(_: Any, __: Any, output: Any) -> Any:
-            own = output[0] if isinstance(output, tuple) else output
-            out = own.clone()
+            out = first_tensor(output).clone()
             out[0, position] -= part
-            return (out, *output[1:]) if isinstance(output, tuple) else out
+            return with_first(output, out)
 
         handle = module.register_forward_hook(hook)
         lm.activations(ids, SITES[1])

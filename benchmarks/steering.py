@@ -31,8 +31,7 @@ def main() -> None:
     settle_memory()
     started, cpu = time.monotonic(), time.process_time()
     config = SteerConfig(run=given.run, site=given.site, benchmark=True, quick=given.quick, n_prompts=given.n_prompts)
-    with opened_run(config) as run:
-        results = compare(run, config)
+    results = compare(opened_run(config), config)
     results["total_seconds"] = {"wall": time.monotonic() - started, "processor": time.process_time() - cpu}
     print("\n".join(table(results)))
     print(f"\n{results['total_seconds']}")

@@ -14,8 +14,16 @@ import torch
 from torch import Tensor
 
 from strata.errors import UserError
-from strata.interpret import coactivation_counts
-from strata.interpret.coactivation import Measure, Partners, Ranking, partners, partners_across, partners_of
+from strata.interpret import coactivation, coactivation_counts
+from strata.interpret.coactivation import (
+    Measure,
+    Partners,
+    Ranking,
+    kept_partners,
+    partners,
+    partners_across,
+    partners_of,
+)
 from strata.interpret.coactivation_counts import shard_of
 from strata.interpret.index_layout import CodeShard
 from strata.shapes import SparseCode
@@ -107,18 +115,32 @@ def test_partners_across_sites(ragged: bool) -> None:
 @pytest.mark.parametrize("few", [1e-9, 1e9], ids=["sorting", "arrays"])
 def test_shards_stacks_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, few: float) -> None:
     """However the entries are cut and counted, the same comes out, and the number of increments too."""
-    code, ranking = random_codes(400, 5, 30, ragged=True), Ranking(n_partners=4)
+    code, ranking = random_codes(400, 5, 30, ragged=True), Ranking(n_partners=4, n_least=2)
     whole = partners(source(code), ranking=ranking)
     monkeypatch.setattr(coactivation_counts, "_FEW", few)
-    for entries, block, n_passes in ((2**23, 2**28, 1), (100, 2**28, 1), (100, 16 * 30 * 7, 5)):
+    for entries, block, n_passes in ((2**23, 2**28, 1), (100, 2**28, 1), (100, 12 * 30 * 7, 5)):
         monkeypatch.setattr(coactivation_counts, "_AT_ONCE", entries)
         monkeypatch.setattr(coactivation_counts, "STACK_ENTRIES", entries)
-        monkeypatch.setattr(coactivation_counts, "BLOCK_BYTES", block)
+        monkeypatch.setattr(coactivation_counts, "LEAST_BLOCK_BYTES", block)
+        monkeypatch.setattr(coactivation_counts, "free_memory", lambda device: 0.0)
         found = partners(source(code, [1, 90, 90, 250]), ranking=ranking)  # the third shard is empty
         assert found.n_passes == n_passes
         for name, value in vars(whole).items():
             if name != "n_passes":
                 np.testing.assert_allclose(getattr(found, name), value, rtol=1e-12)
+
+
+def test_free_memory_spares_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what is free, 12 bytes for each pair; never less than 256 MB."""
+    code = random_codes(400, 5, 30, ragged=True)
+    monkeypatch.setattr(coactivation_counts, "STACK_ENTRIES", 100)
+    monkeypatch.setattr(coactivation_counts, "LEAST_BLOCK_BYTES", 12 * 30 * 5)
+    for free, n_passes in ((2 * 12 * 30 * 30, 1), (2 * 12 * 30 * 10, 3), (0, 6)):
+        monkeypatch.setattr(coactivation_counts, "free_memory", lambda device, free=free: float(free))
+        assert partners(source(code, [90, 250])).n_passes == n_passes
+    monkeypatch.undo()
+    monkeypatch.setattr(coactivation_counts, "free_memory", lambda device: 16e9)
+    assert [-(-n // coactivation_counts.block_latents(n)) for n in (3072, 32_768, 131_072)] == [1, 2, 26]
 
 
 def test_latents_that_never_and_always_fire() -> None:
@@ -196,15 +218,24 @@ def test_mistakes_are_told() -> None:
         Ranking(n_partners=0)
     with pytest.raises(UserError, match=r"`n_least` must be at least 1. Got -1"):
         Ranking(n_least=-1)
+    ranking = Ranking()
+    object.__setattr__(ranking, "by", "jacard")  # types refuse it already while tests run
+    with pytest.raises(UserError, match=r"`by` must be a measure .* Got 'jacard'\. Did you mean 'jaccard'"):
+        ranking.__post_init__()
 
 
 def test_partners_are_kept(tmp_path: Path) -> None:
     calls = []
     shards = cut(random_codes(200, 5, 30), [70])
     site: Any = SimpleNamespace(folder=tmp_path, shards=lambda: calls.append(1) or shards)
+    assert kept_partners(site) is None
     first, n_calls = partners_of(site), len(calls)
+    assert len(first.latents) > 0
     again = partners_of(site)
     assert len(calls) == n_calls > 0
+    with pytest.MonkeyPatch.context() as patch:  # another default would choose others
+        patch.setattr(coactivation, "_ranked", lambda: np.array([10, 2]))
+        assert kept_partners(site) is None
     for name, value in vars(first).items():
         np.testing.assert_array_equal(getattr(again, name), value)
         assert type(getattr(again, name)) is type(value)

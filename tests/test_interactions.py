@@ -3,6 +3,7 @@
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from strata.errors import UserError
-from strata.interactions.command import Interactions
+from strata.interactions.command import Interactions, interactions
 from strata.interactions.edges import Edges, attribution_edges
 from strata.interactions.files import as_record, write_interactions
 from strata.interactions.graph import Names, attribution_graph, coactivation_graph
@@ -20,12 +21,12 @@ from strata.interactions.picture import MOST_NODES, draw, strongest
 from strata.interactions.targets import heaviest, some_sequences
 from strata.interactions_config import InteractionsConfig
 from strata.interpret.building import build_index
-from strata.interpret.coactivation import Ranking, partners, partners_across
+from strata.interpret.coactivation import Measure, Ranking, partners, partners_across
 from strata.interpret.coactivation_counts import shard_of
 from strata.interpret.index import FeatureIndex
 from strata.interpret.site_index import SiteIndex
 from strata.lm.model import LanguageModel
-from strata.lm.sites import first_tensor
+from strata.lm.sites import first_tensor, with_first
 from strata.lm.tokens import TokenBatch
 from strata.report.interactions import interactions_and_report, page_of
 from strata.sae.gates import Gated, JumpReLU, TopK
@@ -34,7 +35,7 @@ from strata.shapes import SparseCode
 from tiny_models import VOCABULARY, WIDTH, shared_language_model, tiny_model
 
 SEQ, D_SAE = 7, 40
-EVIL = '<script>alert("1")</script>&\x00\n'
+EVIL = '<script>alert("1")</script>&\x00\n\u202e\u200b'
 
 
 @pytest.fixture(autouse=True)
@@ -228,6 +229,34 @@ def test_batches_add_up_and_positions_select() -> None:
         assert a.n_positions + b.n_positions == c.n_positions
 
 
+def test_attention_sinks_are_no_rows() -> None:
+    """Position 3 a thousand times as long: the same edges as if it were no token, and all of it is error."""
+    lm = linear_model(identity=True)
+    saes = {"layers.0": random_sae(0), "layers.1": random_sae(1)}
+    text = some_text(12)
+    without = TokenBatch(text.input_ids, text.attention_mask, text.is_row.clone())
+    without.is_row[:, 3] = False
+
+    def stretch(module: Any, args: Any, output: Any) -> Any:
+        x = first_tensor(output).clone()
+        x[:, 3] *= 1000
+        return with_first(output, x)
+
+    handle = lm.model.get_submodule(lm.site("layers.0").path).register_forward_hook(stretch)
+    targets = {"layers.1": list(range(D_SAE))}
+    try:
+        found, expected = (attribution_edges(lm, saes, targets, [one]).targets for one in (text, without))
+        # Too few rows tell nothing: then it counts.
+        few = attribution_edges(lm, saes, targets, [TokenBatch(*(part[:2] for part in vars(text).values()))]).targets
+    finally:
+        handle.remove()
+    for a, b in zip(found, expected, strict=True):
+        assert (a.activation, a.n_positions) == (b.activation, b.n_positions)
+        torch.testing.assert_close(a.sources["layers.0"].effects, b.sources["layers.0"].effects)
+        assert a.sources["layers.0"].error == pytest.approx(b.sources["layers.0"].error)
+    assert max(a.activation for a in few) > 20 * max(a.activation for a in found)
+
+
 @pytest.mark.parametrize("architecture", ["falcon", "opt", "gemma2", "mixtral"])
 def test_other_architectures(architecture: str) -> None:
     """Outputs that are written into, outputs without a batch axis, tuples, experts; sites in the model's own order."""
@@ -278,9 +307,8 @@ def test_mistakes_are_told() -> None:
         InteractionsConfig(run=Path("runs/a"), targets="task")
 
 
-def names(site: str, n: int = D_SAE, **explanations: str) -> Names:
-    told = {int(latent[1:]): text for latent, text in explanations.items()}
-    return Names(site, site, np.linspace(0.01, 0.3, n), told)
+def names(site: str, explanations: dict[int, str] | None = None, *, n: int = D_SAE) -> Names:
+    return Names(site, site, np.linspace(0.01, 0.3, n), explanations or {})
 
 
 def found_interactions(*, n_latents: int = D_SAE) -> Interactions:
@@ -289,7 +317,7 @@ def found_interactions(*, n_latents: int = D_SAE) -> Interactions:
     edges = attribution_edges(lm, saes, {"layers.2": list(range(n_latents))}, [text])
     shards = [[shard_of(saes[s].encode_sparse(fired_on(lm, saes[s], text, s)[0]))] for s in saes]
     ranking = Ranking(n_partners=5, n_least=2)
-    a, b = names("layers.0"), names("layers.2", _0=EVIL, _3="a plain one")
+    a, b = names("layers.0"), names("layers.2", {i: (EVIL, "a plain one")[i % 2] for i in range(D_SAE)})
     pairs = [
         (a, a, partners(lambda: shards[0], ranking=ranking)),
         (a, b, partners_across(lambda: shards[0], lambda: shards[1], ranking=ranking)),
@@ -298,7 +326,13 @@ def found_interactions(*, n_latents: int = D_SAE) -> Interactions:
     given = attribution_graph(edges, {"layers.0": a, "layers.2": b}, n_sources=4)
     counted = [{"keys": ["layers.0", "layers.0"], "n_increments": 1, "n_passes": 1, "n_rows": 42}]
     counts = {
-        "coactivation": {"pairs_of_saes": counted, "n_increments": 1, "seconds": 0.5},
+        "coactivation": {
+            "pairs_of_saes": counted,
+            "n_increments": 1,
+            "n_passes": 3,
+            "n_kept": 1,
+            "seconds": 0.5,
+        },
         "attribution": {**vars(edges.spent), "n_targets": n_latents, "seconds": 0.5},
     }
     return Interactions(["layers.0", "layers.2"], graph, given, [edges], counts)
@@ -327,7 +361,7 @@ def test_coactivation_edges_are_the_largest_of_all_pairs() -> None:
     generator = torch.Generator().manual_seed(0)
     indices = torch.stack([torch.randperm(20, generator=generator)[:4] for _ in range(200)])
     code = SparseCode(torch.ones(200, 4), indices, 20)
-    own = names("s", 20)
+    own = names("s", n=20)
     every = partners(lambda: [shard_of(code)], ranking=Ranking(n_partners=19, n_least=1))
     graph = coactivation_graph([(own, own, every)], n_edges=15, least_jaccard=0.0)
     fires = (code.dense() > 0).double()
@@ -337,6 +371,22 @@ def test_coactivation_edges_are_the_largest_of_all_pairs() -> None:
     assert sorted((e["weight"] for *_, e in graph.edges(data=True)), reverse=True) == pytest.approx(expected)
     cut = coactivation_graph([(own, own, every)], n_edges=1000, least_jaccard=expected[4])
     assert cut.number_of_edges() == int((jaccard >= expected[4]).sum())
+
+
+@pytest.mark.parametrize("by", ["phi", "pearson", "lift", "count", "jaccard"])
+def test_coactivation_edges_are_weighed_by_the_measure_that_ranks(by: Measure) -> None:
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.stack([torch.multinomial(1 / torch.arange(1, 21), 4, generator=generator) for _ in range(300)])
+    own, values = names("s", n=20), torch.rand(300, 4, generator=generator) + 0.1
+    shards = [shard_of(SparseCode(values, chosen, 20))]
+    every = partners(lambda: shards, ranking=Ranking(n_partners=19, n_least=1, by=by))
+    graph = coactivation_graph([(own, own, every)], by=by, n_edges=15, least_jaccard=0.05)
+    every_weight = sorted({(*sorted((i, int(j))), float(w)) for i in range(20) for j, w, common in zip(
+        every.of(i).latents, every.of(i).measure(by), every.of(i).jaccard, strict=True) if common >= 0.05},
+        key=lambda pair: -pair[2])  # fmt: skip
+    found = {(*sorted((int(a[2:]), int(b[2:]))), e["weight"]) for a, b, e in graph.edges(data=True)}
+    assert sorted((w for *_, w in found), reverse=True) == pytest.approx([w for *_, w in every_weight[:15]])
+    assert all(edge["weight"] == edge[by] for *_, edge in graph.edges(data=True))
 
 
 def test_files_are_read_back(tmp_path: Path) -> None:
@@ -354,6 +404,8 @@ def test_files_are_read_back(tmp_path: Path) -> None:
         weights = [abs(edge["weight"]) for edge in kept[name]["edges"]]
         assert weights == sorted(weights, reverse=True)
         ET.fromstring((tmp_path / f"{name}.svg").read_text(encoding="utf-8"))
+        said = "".join(node["explanation"] for _, node in again.nodes(data=True))
+        assert "a plain one" in said and "alert" in said and not {"\u202e", "\u200b", "\x00"} & set(said)
     target = kept["targets"][0]
     for own in target["sources"].values():
         parts = own["features"] + own["error"] + own["bias"] + own["rest"]
@@ -365,6 +417,7 @@ def test_pictures_are_small_the_same_each_time_and_hold_no_markup() -> None:
     for graph in (found.coactivation, found.attribution):
         picture = draw(graph, title=EVIL, sites=found.keys)
         assert picture == draw(graph, title=EVIL, sites=found.keys)
+        assert "\u202e" not in picture and "\u200b" not in picture
         root = ET.fromstring(picture)
         assert not [element for element in root.iter() if element.tag.endswith("script")]
         drawn = [element for element in root.iter() if element.tag.endswith("}g")]
@@ -388,6 +441,7 @@ def test_nothing_becomes_markup_on_the_page() -> None:
         and "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
     )
     assert page.count("<svg") == 2 and "Backward passes" in page
+    assert "Passes over the codes" in page and "n² log n" in page and "not counted again" in page
     nothing = attribution_graph(Edges([], found.edges[0].spent), {}, n_sources=1)
     alone = Interactions(found.keys, found.coactivation, nothing,
                          [], {"coactivation": found.counts["coactivation"]})  # fmt: skip
@@ -408,7 +462,35 @@ def test_heaviest_are_those_of_the_chosen_sequences(monkeypatch: pytest.MonkeyPa
     assert 9 not in heaviest(site, chosen, 10)
 
 
-def test_a_run_from_the_index_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_told_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strata.interactions.command.index_run", lambda *_, **__: pytest.fail("made an index"))
+    monkeypatch.setattr("strata.formats.native.load", lambda *_: pytest.fail("read weights"))
+    run = tmp_path / "run"
+    for place in ("layers.0/k=8", "layers.0/k=16", "layers.1"):
+        sae = random_sae()
+        sae.metadata["site"] = place.split("/")[0]
+        sae.float().save(run / "sae" / place)
+    record = {"config": {"model": "demo", "data": "none", "context_tokens": 64, "sae": {"k": 8, "text_batch_size": 4}}}
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+
+    def refused(message: str, **settings: Any) -> None:
+        with pytest.raises(UserError, match=message):
+            interactions(InteractionsConfig(run=run, **settings), progress=False)
+
+    refused(r"`sites` must name one SAE for each site .* Got layers.0/k=16, layers.0/k=8\. .* --n-targets 0")
+    refused(r"`sites` must name one SAE", sites=("layers.0", "layers.1"))
+    refused(r"`task` must be one that there is. Got 'inductoin'. Did you mean 'induction'",
+            sites=("layers.0/k=8", "layers.1"), targets="task", task="inductoin")  # fmt: skip
+    refused(r"`sites` must be of the run. Got 'layers.2'.", sites=("layers.2",))
+    settings: list[dict[str, Any]] = [{"sites": ("layers.0/k=8", "layers.1")}, {"n_targets": 0}]
+    for allowed in settings:
+        with pytest.raises(pytest.fail.Exception, match="made an index"):
+            interactions(InteractionsConfig(run=run, **allowed), progress=False)
+
+
+def test_a_run_from_the_index_to_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The program on a tiny index of two random SAEs of the embedded model, made as `strata explain` makes it."""
     lm = LanguageModel("demo")
     saes = {site: random_sae(i, d_in=lm.d_in(site)).float() for i, site in enumerate(["layers.3", "layers.5"])}
@@ -421,8 +503,13 @@ def test_a_run_from_the_index_to_the_page(tmp_path: Path, monkeypatch: pytest.Mo
     record = {"config": {"model": "demo", "data": "none", "context_tokens": 64, "sae": {"k": 8, "text_batch_size": 4}}}
     (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
     monkeypatch.setattr("strata.interactions.command.index_run", lambda config, progress: index)
-    config = InteractionsConfig(run=run, n_targets=3, n_edge_tokens=256, device="cpu", n_least=2)
-    page = interactions_and_report(config, progress=False)
+    config = InteractionsConfig(run=run, n_targets=3, n_edge_tokens=256, device="cpu")
+    page = interactions_and_report(config)
+    said = capsys.readouterr().err
+    assert "co-activation of 3 pair(s) of SAEs: " in said and "they grow with tokens x k x k" in said
+    assert (
+        "edges into 3 targets: 1 forward and 3 backward passes, " in said and "they grow with targets x batches" in said
+    )
     assert {path.name for path in page.parent.iterdir()} == {
         *("index.html", "interactions.json", "coactivation.graphml", "coactivation.svg"),
         *("attribution.graphml", "attribution.svg"),
@@ -432,6 +519,13 @@ def test_a_run_from_the_index_to_the_page(tmp_path: Path, monkeypatch: pytest.Mo
         *(["layers.3", "layers.3"], ["layers.5", "layers.5"], ["layers.3", "layers.5"]),
     ]
     assert kept["counts"]["attribution"]["n_targets"] == 3
+    assert kept["counts"]["coactivation"]["n_kept"] == 0
+    again = interactions(replace(config, n_targets=0), progress=False)
+    assert again.counts["coactivation"]["n_kept"] == 2
+    assert set(again.coactivation.edges) and len(again.coactivation.edges) == len(kept["coactivation"]["edges"])
+    others = interactions(replace(config, n_targets=0, rank_by="lift"), progress=False)
+    assert others.counts["coactivation"]["n_kept"] == 0
+    assert all(edge["weight"] == edge["lift"] for *_, edge in others.coactivation.edges(data=True))
     assert kept["about"]["across"] == "nearest"
     with pytest.raises(UserError, match=r"`out` must be a new folder. .* exists. Give another, or --overwrite"):
         interactions_and_report(config, progress=False)

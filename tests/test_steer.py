@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,16 @@ from torch import Tensor, nn
 
 from strata.costs.steering import addition_flops, clamp_flops, prefix_flops, sae_training_flops
 from strata.errors import UserError
+from strata.interpret.building import build_index
+from strata.interpret.explain.record import ExplainedFeature, ExplanationsFile
 from strata.lm.model import LanguageModel
+from strata.lm.sites import first_tensor, with_first
 from strata.sae.gates import Gate, Gated, JumpReLU, ReLU, TopK
 from strata.sae.group import GroupSAE
 from strata.sae.model import SAE, Transcoder
 from strata.shapes import SparseCode
 from strata.steer.benchmark import Trial, benchmark, interval
-from strata.steer.command import steer
+from strata.steer.command import _columns, steer
 from strata.steer.concepts import CONCEPTS, lexemes, lines_outside_strings, named_concepts
 from strata.steer.feature_method import BuiltFeature
 from strata.steer.generation import Generation, RowSampler, generate
@@ -26,6 +31,7 @@ from strata.steer.intervention import Feature, Intervention, Strength
 from strata.steer.material import Contrast, contrast, pieces, prompts
 from strata.steer.method import Lengths
 from strata.steer.methods import METHODS, named_methods
+from strata.steer.opened import opened_run
 from strata.steer.prompting import Prompting
 from strata.steer.scores import Scores, distinct_pairs, negative_log_likelihood, scores
 from strata.steer.steering import steered
@@ -309,6 +315,20 @@ def test_cache_and_batching_do_not_change_what_is_written(writer: LanguageModel,
     assert [one.token_ids for one in together] != [one.token_ids for one in clean]
 
 
+def test_the_checkpoint_s_own_settings_take_no_part() -> None:
+    """`generate` of transformers fills what is left open from them: penalties, suppressed tokens, least lengths."""
+    lm = LanguageModel(tiny_model("gpt_neox"), tokenizer=tiny_tokenizer())
+    clean = generate(lm, PROMPTS, max_new_tokens=10)
+    greedy = sorted({token for one in clean for token in one.token_ids})
+    own: Any = lm.model.generation_config
+    own.update(suppress_tokens=greedy, no_repeat_ngram_size=1, min_new_tokens=8, repetition_penalty=3.0, num_beams=2)
+    assert generate(lm, PROMPTS, max_new_tokens=10) == clean
+    assert lm.model.generation_config is own and own.suppress_tokens == greedy
+    how = {"max_new_tokens": 10, "do_sample": False}
+    theirs = lm.model.generate(torch.tensor([clean[2].prompt_ids]), **how)  # type: ignore[operator]
+    assert not set(theirs[0, 1:].tolist()) & set(greedy), "they are settings that matter"
+
+
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a not in ENCODERS])
 def test_steered_text_is_that_of_passes_without_generate(architecture: str) -> None:
     """Greedy, step by step through `lm.logits`, in every causal architecture."""
@@ -543,6 +563,39 @@ def test_vectors_are_means_text_by_text(subject: Subject) -> None:
     torch.testing.assert_close(vector, torch.stack([a - b for a, b in pairs]).mean(0), rtol=1e-4, atol=1e-5)
 
 
+@contextmanager
+def stretched(lm: LanguageModel, site: str, position: int) -> Iterator[None]:
+    """The site's vectors at one position of every sequence a thousand times as long."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        x = first_tensor(output).clone()
+        x[:, position] *= 1000
+        return with_first(output, x)
+
+    handle = lm.model.get_submodule(lm.site(site).path).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_attention_sinks_are_in_no_mean(subject: Subject) -> None:
+    texts = [f"def function_{n}(x):" for n in range(8)]
+    rows = torch.cat([activations_of(subject, text)[1:] for text in texts])
+    dense = subject.sae.encode(rows)
+    with stretched(subject.lm, SITE, 0):
+        found, few = (means(subject, some, with_latents=True) for some in (texts, texts[:2]))
+        vector, with_it, _ = difference_of_means(subject, Contrast("x", tuple(texts), tuple(texts), (("a", "b"),)))
+    assert (found.n_tokens, found.n_rows) == (len(rows) + 8, len(rows))
+    torch.testing.assert_close(found.activation, rows.mean(0), rtol=1e-4, atol=1e-5)
+    assert found.norm == with_it.norm == pytest.approx(float(rows.norm(dim=-1).mean()), rel=1e-5)
+    torch.testing.assert_close(found.latents, dense.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.most, dense.amax(0), rtol=1e-4, atol=1e-5)
+    assert float(vector.norm()) == 0
+    assert few.n_rows == few.n_tokens < 64, "of so few rows nobody can tell"
+    assert few.norm > 10 * found.norm
+
+
 def test_the_feature_is_the_one_that_differs_most(subject: Subject) -> None:
     parts = [torch.cat([activations_of(subject, text) for text in part]) for part in SIDES]
     dense = [subject.sae.encode(rows) for rows in parts]
@@ -718,10 +771,114 @@ def test_command_by_maximum_and_ablation(run: Path) -> None:
         refused(site="layers.2")
 
 
+def test_units_are_measured_without_attention_sinks(run: Path) -> None:
+    given = {"site": "layers.4", "latent": 3}
+    mine = opened_run(SteerConfig(run=run, **given))  # type: ignore[arg-type]
+    norm, most = mine.mean_norm(), mine.max_activation(3)
+    with stretched(mine.subject.lm, "layers.4", 5):
+        assert mine.mean_norm() == pytest.approx(norm, rel=0.05)
+        assert mine.max_activation(3) <= most
+
+
+def test_only_what_is_needed_is_read(run: Path, tmp_path: Path) -> None:
+    """The text may be gone, and SAEs of other sites be damaged."""
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    (copied / "sae" / "layers.1" / "sae_weights.safetensors").write_bytes(b"damaged")
+    record = json.loads((copied / "run.json").read_text())
+    record["config"]["data"] = str(tmp_path / "gone.jsonl")
+    (copied / "run.json").write_text(json.dumps(record))
+    given: dict[str, Any] = {"run": copied, "site": "layers.4", "latent": 7, "max_new_tokens": 2}
+    lines = steer(SteerConfig(**given, unit="absolute", strength=(5.0,)))
+    assert any("add 5" in line for line in lines)
+    with pytest.raises(UserError, match=r"gone\.jsonl"):
+        steer(SteerConfig(**given, unit="norm"))
+    (tmp_path / "gone.jsonl").write_text(json.dumps({"text": "def f(x):\n    return x\n"}) + "\n")
+    with pytest.raises(UserError, match=r"no held-out documents .* Give --unit absolute, or index the run"):
+        steer(SteerConfig(**given, unit="norm"))
+    with pytest.raises(UserError, match=r"safetensors"):
+        steer(SteerConfig(**{**given, "site": "layers.1"}, unit="absolute"))
+
+
+def test_a_site_has_to_be_named_where_there_are_several(run: Path) -> None:
+    with pytest.raises(UserError, match=r"`site` must be named .* Got auto and layers.1, layers.4\. Give e.g. --site"):
+        steer(SteerConfig(run=run, latent=1))
+    assert opened_run(SteerConfig(run=run, benchmark=True)).key == "layers.1"
+
+
+def test_an_sae_has_to_be_named_where_a_site_has_several(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", data="stdlib")
+    for label in ("k=4", "k=16"):
+        shutil.copytree(run / "sae" / "layers.4", run / "sae" / "layers.2" / label)
+        about = run / "sae" / "layers.2" / label / "cfg.json"
+        about.write_text(about.read_text().replace('"layers.4"', '"layers.2"'))
+    given: dict[str, Any] = {"run": run, "site": "layers.2", "latent": 3, "unit": "absolute"}
+    with pytest.raises(UserError, match=r"`sae` must name one of the 2 SAEs .* at layers.2. Got none of them\."):
+        opened_run(SteerConfig(**given))
+    with pytest.raises(UserError, match=r"Got 'layers.2/k=5'\. Did you mean 'layers.2/k=4'"):
+        opened_run(SteerConfig(**given, sae="layers.2/k=5"))
+    few, many = (opened_run(SteerConfig(**given, sae=f"layers.2/k={k}")).subject for k in (4, 16))
+    assert many.sae_training_flops > few.sae_training_flops
+
+
+def test_the_index_says_what_the_feature_means(run: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    lm, key = LanguageModel("demo"), "layers.4"
+    texts = [f"def f_{i}(x):\n    return [x + {i}]\n" * 8 for i in range(12)]
+    index = build_index(lm, {key: SAE.load(copied / "sae" / key)}, texts, folder=copied / "index", n_tokens=1500,
+                        context_tokens=64, progress=False)  # fmt: skip
+    latent = int(index[key].n_fired.argmax())
+    said = ExplainedFeature(latent=latent, text="open\u202e calls\x1b[2J", interpreter="me", scores={}, shuffled={})
+    ExplanationsFile(index[key].folder, interpreter="me", settings={}).add([said])
+    given: dict[str, Any] = {"run": copied, "site": key, "max_new_tokens": 2, "strength": (1.0,)}
+    lines = steer(SteerConfig(**given, latent=latent))
+    assert lines[1] == "Explained as: open\ufffd calls␛[2J"
+    most = float(index[key].max_activation[latent])
+    assert any(f"the maximum {most:.3g} = " in line for line in lines)
+    assert not any("Explained" in line for line in steer(SteerConfig(**given, latent=0, unit="absolute")))
+
+
+def test_columns_show_what_a_terminal_would_not() -> None:
+    odd = Generation([], [], "\tif\u202e x\x1b[31m:\r\n\u200b")
+    lines = _columns("", odd, Generation([], [], ""), "other")[2:]
+    assert lines == [f"{left:<58} |" for left in ("    if\ufffd x␛[31m:␍", "\ufffd")]
+
+
+def test_results_are_not_lost_nor_computed_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strata.steer.command.opened_run", lambda config: pytest.fail("opened the run"))
+
+    def refused(message: str, **settings: Any) -> None:
+        with pytest.raises(UserError, match=message):
+            steer(SteerConfig(run=tmp_path, benchmark=True, **settings))
+
+    (tmp_path / "steering.json").write_text("of hours")
+    refused(r"`out` must be a new file. .*steering.json exists. Give another, or --overwrite")
+    refused(r"`out` must be a file that can be written. .*nowhere", out=tmp_path / "nowhere" / "found.json")
+    refused(r"`out` must be a file. .* is a folder", out=tmp_path)
+    assert (tmp_path / "steering.json").read_text() == "of hours"
+    settings: list[dict[str, Any]] = [{"overwrite": True}, {"out": tmp_path / "new.json"}]
+    for allowed in settings:
+        with pytest.raises(pytest.fail.Exception, match="opened the run"):
+            steer(SteerConfig(run=tmp_path, benchmark=True, **allowed))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({}, "`latent` must be given"),
+        ({"latent": 1, "quick": True}, "`quick` must come with --benchmark. Got True. Leave it out, or add"),
+        ({"latent": 1, "concepts": ("loops",)}, "`concepts` must come with --benchmark"),
+        ({"latent": 1, "methods": ("caa",)}, "`methods` must come with --benchmark"),
+        ({"latent": 1, "n_prompts": 8}, "`n_prompts` must come with --benchmark"),
+        ({"latent": 1, "out": Path("a.json")}, "`out` must come with --benchmark"),
+        ({"latent": 1, "overwrite": True}, "`overwrite` must come with --benchmark"),
+        ({"benchmark": True, "latent": 1}, "`latent` must be left out with --benchmark. Got 1"),
+        ({"benchmark": True, "mode": "clamp"}, "`mode` must be left out with --benchmark"),
+        ({"benchmark": True, "strength": (3.0,)}, "`strength` must be left out with --benchmark"),
+        ({"benchmark": True, "unit": "norm"}, "`unit` must be left out with --benchmark"),
+        ({"benchmark": True, "positions": "prompt"}, "`positions` must be left out with --benchmark"),
+        ({"benchmark": True, "prompt": "x"}, "`prompt` must be left out with --benchmark"),
+        ({"latent": 1, "mode": "ablate", "strength": (3.0,)}, "`strength` must be left out with mode ablate"),
+        ({"latent": 1, "mode": "ablate", "unit": "norm"}, "`unit` must be left out with mode ablate"),
         ({"latent": 1, "prompt": ""}, "`prompt` must hold some text"),
         ({"latent": 1, "mode": "clamp", "strength": (-1.0,)}, "0 or more for mode clamp"),
         ({"latent": 1, "strength": ()}, "`strength` must hold at least one number"),

@@ -1,11 +1,15 @@
 """What `strata steer` is asked to do."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from strata.settings import Auto, check_kinds, names_unknown_settings, require
+
+_OF_A_FEATURE = ("latent", "mode", "strength", "unit", "positions", "prompt")
+_OF_AN_AMOUNT = ("strength", "unit")
+_OF_BENCHMARK = ("quick", "concepts", "methods", "n_prompts", "out", "overwrite")
 
 
 @names_unknown_settings
@@ -21,7 +25,7 @@ class SteerConfig:
     run: Path
     """Folder of the run."""
     site: str = "auto"
-    """Where: layers.3; "auto" is the middle one of those that have an SAE."""
+    """Where: layers.3; "auto" is the only one that has an SAE, and with --benchmark the middle one of several."""
     sae: str = "auto"
     """Which SAE, by its folder in the run's folder sae; needed where a site has several, as in a sweep."""
     latent: Literal["none"] | int = "none"
@@ -55,6 +59,8 @@ class SteerConfig:
     """Of the benchmark; strengths are chosen on one half and judged on the other."""
     out: Path | Auto = "auto"
     """File of the benchmark's results; "auto" is RUN/steering.json."""
+    overwrite: bool = False
+    """Replace results of the benchmark that exist already."""
     device: str = "auto"
     """"auto" (CUDA where there is one), "cpu", "cuda", "cuda:1"."""
     trust_remote_code: bool = False
@@ -69,6 +75,7 @@ class SteerConfig:
             "none",
             "Give the feature's number with --latent, or --benchmark to compare methods.",
         )
+        self._check_used()
         require(bool(self.prompt), "prompt", "hold some text", "nothing", 'Give e.g. --prompt "def add(".')
         require(bool(self.strength), "strength", "hold at least one number", "none", "Give e.g. --strength 1 2 4.")
         for value in self.strength:
@@ -90,6 +97,27 @@ class SteerConfig:
             "0 takes the likeliest token.",
         )
 
+    def _check_used(self) -> None:
+        """That nothing is given that nobody would read."""
+        rules = [
+            (_OF_A_FEATURE, "be left out with --benchmark", "Leave it out, or --benchmark.")
+            if self.benchmark
+            else (_OF_BENCHMARK, "come with --benchmark", "Leave it out, or add --benchmark."),
+            (
+                _OF_AN_AMOUNT if self.mode == "ablate" else (),
+                "be left out with mode ablate",
+                "Leave it out, or --mode.",
+            ),
+        ]
+        for names, rule, way_out in rules:
+            for name in names:
+                given = getattr(self, name)
+                require(given == _default(name), name, rule, given, way_out)
+
     def results(self) -> Path:
         """The file of the benchmark's results."""
         return Path(self.run) / "steering.json" if self.out == "auto" else Path(self.out)
+
+
+def _default(name: str) -> object:
+    return next(field.default for field in fields(SteerConfig) if field.name == name)

@@ -13,7 +13,7 @@ from strata.errors import UserError
 from strata.evaluate.language_loss import predicts_next_token
 from strata.evaluate.tasks.base import TaskPairs
 from strata.lm.model import LanguageModel
-from strata.lm.sites import as_grid, first_tensor
+from strata.lm.sites import as_grid, first_tensor, with_first
 from strata.sae.model import SAE, Transcoder
 
 # A site's activations [batch seq d_in] → what the rest of the model reads instead, of the same shape and dtype.
@@ -78,7 +78,7 @@ def _edited(lm: LanguageModel, edits: Mapping[str, Edit], *, batch: int, seq: in
         def replace(module: Any, args: Any, output: Any) -> Any:
             own = first_tensor(output)
             out = edit(as_grid(own, batch=batch, seq=seq, site=site)).reshape(own.shape)
-            return type(output)((out, *output[1:])) if isinstance(output, (tuple, list)) else out
+            return with_first(output, out)
 
         return replace
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
-from strata.errors import UserError
+from strata.errors import UserError, did_you_mean
 from strata.evaluate.run_model import check_weights, language_model_of
 from strata.evaluate.runs import open_run
 from strata.evaluate.tasks.registry import TASKS, make_task
@@ -14,14 +14,13 @@ from strata.interactions.edges import Edges, attribution_edges
 from strata.interactions.graph import Names, attribution_graph, coactivation_graph
 from strata.interactions.targets import heaviest, most_effective, prompts_of, some_sequences, text_of
 from strata.interactions_config import InteractionsConfig
-from strata.interpret.building import index_run
-from strata.interpret.coactivation import Partners, Ranking, partners, partners_across
+from strata.interpret.coactivation import Partners, Ranking, kept_partners, partners, partners_across
 from strata.interpret.explain.record import read_all_explanations
 from strata.interpret.index import FeatureIndex
+from strata.interpret.run_index import chosen_keys, index_run
 from strata.interpret.site_index import SiteIndex
-from strata.lm.model import LanguageModel
 from strata.log import say
-from strata.sae.model import SAE
+from strata.steer.places import places_of
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -59,26 +58,76 @@ def interactions(config: InteractionsConfig, *, progress: bool = True) -> Intera
         progress: say on stderr what happens.
 
     Raises:
-        UserError: no finished run, unknown sites or task, two SAEs at one site where edges are wanted.
+        UserError: no finished run, unknown sites or task, two SAEs at one site where edges are wanted: all of these
+            before anything is computed.
     """
+    check(config)
     index = index_run(config, progress=progress)
-    sites = [index[key] for key in index.keys if _wanted(index[key], config)]
+    sites = [index[key] for key in chosen_keys(index, config.sites)]
     names = [_names(site) for site in sites]
     say(f"counting which features of {len(sites)} SAE(s) fire together", shown=progress)
     start = time.perf_counter()
+    n_kept = sum(kept_partners(site) is not None for site in sites) if _ranking(config) == Ranking() else 0
     pairs = _pairs(sites, names, config)
     seconds = time.perf_counter() - start
-    together = coactivation_graph(pairs, n_edges=config.n_edges, least_jaccard=config.least_jaccard)
-    counts: dict[str, Any] = {"coactivation": _counted(pairs, seconds=seconds)}
+    together = coactivation_graph(pairs, by=config.rank_by, n_edges=config.n_edges, least_jaccard=config.least_jaccard)
+    counts: dict[str, Any] = {"coactivation": _counted(pairs, n_kept=n_kept, seconds=seconds)}
     found = []
     if len(sites) > 1 and config.n_targets > 0:
         say(f"the sources of {config.n_targets} features of each site but the first", shown=progress)
         start = time.perf_counter()
         found = [_edges(index, sites, config)]
         counts["attribution"] = _spent(found[0], seconds=time.perf_counter() - start)
+    for line in told(counts):
+        say(line, shown=progress)
     by_site = {name.site: name for name in names}
     given = attribution_graph(found[0], by_site, n_sources=config.n_sources) if found else _nothing()
     return Interactions([site.key for site in sites], together, given, found, counts)
+
+
+def check(config: InteractionsConfig) -> None:
+    """What can be told of a description before the index is made, the language model loaded or a weight read.
+
+    Raises:
+        UserError: no finished run, unknown sites or task, two SAEs at one site where edges are wanted.
+    """
+    places = places_of(open_run(config.run))
+    for name in config.sites if config.sites != ("all",) else ():
+        if not any(name in (place.key, place.site) for place in places):
+            known = dict.fromkeys(known for place in places for known in (place.key, place.site))
+            raise UserError(f"`sites` must be of the run. Got {name!r}.{did_you_mean(name, known)}")
+    if config.n_targets == 0:
+        return
+    if config.targets == "task" and config.task not in TASKS:
+        raise UserError(f"`task` must be one that there is. Got {config.task!r}.{did_you_mean(config.task, TASKS)}")
+    wanted = [p for p in places if config.sites == ("all",) or p.key in config.sites or p.site in config.sites]
+    several = [place.key for place in wanted if sum(other.site == place.site for other in wanted) > 1]
+    if several:
+        raise UserError(
+            f"`sites` must name one SAE for each site where edges are wanted. Got {', '.join(several[:6])}. Name one of"
+            " each site with --sites, or leave edges out with --n-targets 0."
+        )
+
+
+def told(counts: Mapping[str, Any]) -> list[str]:
+    """Lines on what it took and what that grows with.
+
+    Args:
+        counts: of `Interactions`.
+    """
+    together = counts["coactivation"]
+    kept = f", {together['n_kept']} of them from the index" if together["n_kept"] else ""
+    took = f"{together['n_increments']:,} increments, {together['seconds']:.3g} s"
+    pairs = f"{len(together['pairs_of_saes'])} pair(s) of SAEs{kept}"
+    lines = [f"co-activation of {pairs}: {took}; they grow with tokens x k x k, whatever the number of features"]
+    if together["n_passes"] > 1:
+        lines += [f"up to {together['n_passes']} passes over the codes; they grow with features x features"]
+    if "attribution" in counts:
+        spent = counts["attribution"]
+        passes = f"{spent['n_forwards']:,} forward and {spent['n_backwards']:,} backward passes"
+        took = f"{passes}, {spent['seconds']:.3g} s"
+        lines += [f"edges into {spent['n_targets']:,} targets: {took}; they grow with targets x batches of text"]
+    return lines
 
 
 def _nothing() -> "nx.DiGraph":
@@ -87,47 +136,54 @@ def _nothing() -> "nx.DiGraph":
     return nx.DiGraph()
 
 
-def _wanted(site: SiteIndex, config: InteractionsConfig) -> bool:
-    """An index may hold more than was asked for."""
-    return "all" in config.sites or site.key in config.sites or site.site in config.sites
-
-
 def _names(site: SiteIndex) -> Names:
     explained = next(iter(read_all_explanations(site.folder).values()), {})
     texts = {latent: feature.text for latent, feature in explained.items() if feature.text}
     return Names(site.key, site.site, site.statistics().density, texts)
 
 
+def _ranking(config: InteractionsConfig) -> Ranking:
+    return Ranking(n_partners=config.n_partners, by=config.rank_by, n_least=config.n_least)
+
+
 def _pairs(
     sites: Sequence[SiteIndex], names: Sequence[Names], config: InteractionsConfig
 ) -> list[tuple[Names, Names, Partners]]:
-    """Partners within each site, then across each two."""
-    ranking = Ranking(n_partners=config.n_partners, by=config.rank_by, n_least=config.n_least)
-    within = [(name, name, partners(site.shards, ranking=ranking)) for site, name in zip(sites, names, strict=True)]
+    """Partners within each site, by the default ranking those that the index keeps, then across each two."""
+    ranking = _ranking(config)
+    kept = ranking == Ranking()
+    within = [
+        (name, name, site.partners() if kept else partners(site.shards, ranking=ranking))
+        for site, name in zip(sites, names, strict=True)
+    ]
     named = list(zip(sites, names, strict=True))
     two = {"none": [], "nearest": pairwise(named), "all": combinations(named, 2)}[config.across]
     across = [(a, b, partners_across(one.shards, other.shards, ranking=ranking)) for (one, a), (other, b) in two]
     return within + across
 
 
-def _counted(pairs: Sequence[tuple[Names, Names, Partners]], *, seconds: float) -> dict[str, Any]:
+def _counted(pairs: Sequence[tuple[Names, Names, Partners]], *, n_kept: int, seconds: float) -> dict[str, Any]:
     found = [
         {"keys": [a.key, b.key], "n_increments": p.n_increments, "n_passes": p.n_passes, "n_rows": p.n_rows}
         for a, b, p in pairs
     ]
-    return {"pairs_of_saes": found, "n_increments": sum(pair["n_increments"] for pair in found), "seconds": seconds}
+    return {
+        "pairs_of_saes": found,
+        "n_increments": sum(pair["n_increments"] for pair in found),
+        "n_passes": max(pair["n_passes"] for pair in found),
+        "n_kept": n_kept,
+        "seconds": seconds,
+    }
 
 
 def _edges(index: FeatureIndex, sites: Sequence[SiteIndex], config: InteractionsConfig) -> Edges:
     run = open_run(config.run)
     lm = language_model_of(run, device=config.device, trust_remote_code=config.trust_remote_code)
     check_weights(lm, run)
-    saes = _one_for_each_site(sites, lm)
+    saes = {site.site: site.sae().to(lm.device) for site in sites}
     ordered = [site for site in lm.sites if site in saes] + [site for site in saes if site not in lm.sites]
     later = ordered[1:]
     if config.targets == "task":
-        if config.task not in TASKS:
-            raise UserError(f"`task` must be one of {', '.join(TASKS)}. Got {config.task!r}.")
         pairs = make_task(config.task, lm.tokenizer, n_pairs=_N_PAIRS, seed=0)
         targets: Mapping[str, Sequence[int]] = most_effective(lm, saes, pairs, sites=later, n=config.n_targets)
         batches = prompts_of(lm, pairs, batch_sequences=config.batch_sequences)
@@ -136,18 +192,6 @@ def _edges(index: FeatureIndex, sites: Sequence[SiteIndex], config: Interactions
         targets = {site.site: heaviest(site, sequences, config.n_targets) for site in sites if site.site in later}
         batches = text_of(index, sequences, batch_sequences=config.batch_sequences)
     return attribution_edges(lm, saes, targets, batches, upstream=config.upstream)
-
-
-def _one_for_each_site(sites: Sequence[SiteIndex], lm: LanguageModel) -> dict[str, SAE]:
-    saes: dict[str, SAE] = {}
-    for site in sites:
-        if site.site in saes:
-            raise UserError(
-                f"`sites` must name one SAE for each site where edges are wanted. {site.site!r} has several. Name "
-                "folders below RUN/sae with --sites, or leave edges out with --n-targets 0."
-            )
-        saes[site.site] = site.sae().to(lm.device)
-    return saes
 
 
 def _spent(edges: Edges, *, seconds: float) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from strata.errors import UserError, did_you_mean
 from strata.interactions.readout import slopes
 from strata.kernels.entries import SparseEntries
 from strata.lm.model import LanguageModel
-from strata.lm.sites import as_grid, first_tensor
+from strata.lm.sites import as_grid, first_tensor, with_first
 from strata.lm.tokens import TokenBatch
 from strata.sae.model import SAE, Transcoder
+from strata.steer.sinks import Sinks
 
 Grid = Float[Tensor, "batch seq d_in"]
 Upstream = Literal["nearest", "all"]
@@ -27,7 +28,8 @@ class Sources:
 
     Attributes:
         effects: Σ over positions of a_i · ∂m/∂a_i of each feature, [d_sae], in the units of the target's activation.
-        error: ⟨∂m/∂x, ε⟩, the same of the SAE's error; where no SAE stands (special tokens) x is all error.
+        error: ⟨∂m/∂x, ε⟩, the same of the SAE's error; where no SAE stands (special tokens, attention sinks) x is all
+            error.
         bias: ⟨∂m/∂x, b_dec⟩, the same of the decoder's bias.
     """
 
@@ -112,6 +114,9 @@ def attribution_edges(
     were set to zero, the SAE's error and all other features of u held. It is exact where x_v is affine in x_u.
     One backward pass for each target gives the edges from all features, the error and the bias of every upstream site.
 
+    Attention sinks are told from the first batch, site by site (`strata.steer.sinks`), and count as no rows: SAEs are
+    trained without them, and so is the index made.
+
     The values of the forward pass are the model's own. At sites between u and v the gradient passes through features
     and error alike, once: effects are total, not direct.
 
@@ -135,11 +140,13 @@ def attribution_edges(
     sums = {(site, int(latent)): _Sum(lm.device) for site, latents in targets.items() for latent in latents}
     spent = [0, 0, 0, 0]
     order: list[str] = []
+    sinks: dict[str, Sinks] = {}
     with torch.inference_mode(False):
         for number, batch in enumerate(batches):
             x = _sites(lm, saes, batch)
             order = list(x)
-            at = {site: _AtSite(saes[site], own, batch.is_row) for site, own in x.items()}
+            sinks = sinks or Sinks.told_from_each(x, batch.is_row)
+            at = {site: _AtSite(saes[site], own, batch.is_row, sinks[site]) for site, own in x.items()}
             where = batch.is_row if positions is None else batch.is_row & positions[number]
             spent[0], spent[2] = spent[0] + 1, spent[2] + batch.input_ids.numel()
             for (site, latent), found in sums.items():
@@ -196,10 +203,10 @@ class _Sum:
 class _AtSite:
     """A site's code and error in one batch."""
 
-    def __init__(self, sae: SAE, x: Grid, is_row: Bool[Tensor, "batch seq"]) -> None:
+    def __init__(self, sae: SAE, x: Grid, is_row: Bool[Tensor, "batch seq"], sinks: Sinks) -> None:
         self.sae, self.x_like = sae, x
+        rows = (is_row.to(x.device) & sinks.spared(x.detach())).to(sae.device)[..., None]
         x = x.detach().to(sae.device, sae.dtype)
-        rows = is_row.to(sae.device)[..., None]
         code = sae.encode_sparse(x)
         self.values = code.values * rows
         self.indices = code.indices
@@ -242,7 +249,7 @@ def _sites(lm: LanguageModel, saes: Mapping[str, SAE], batch: TokenBatch) -> dic
             if len(seen) == len(saes):
                 raise _AllSeen
             out = seen[site].clone().reshape(own.shape)  # some models write into what a sub-block returned
-            return type(output)((out, *output[1:])) if isinstance(output, (tuple, list)) else out
+            return with_first(output, out)
 
         return read
 

@@ -14,6 +14,7 @@ from strata.atomic import write_json, write_whole
 from strata.interactions.command import Interactions
 from strata.interactions.edges import Target
 from strata.interactions.picture import draw
+from strata.visible_text import visible
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -96,5 +97,5 @@ def _for_xml(graph: "nx.Graph") -> "nx.Graph":
     for _, node in copy.nodes(data=True):
         for name, value in node.items():
             if isinstance(value, str):
-                node[name] = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value)
+                node[name] = visible(value)
     return copy

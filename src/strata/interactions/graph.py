@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from strata.interactions.edges import Edges, Sources
-from strata.interpret.coactivation import Partners
+from strata.interpret.coactivation import Measure, Partners
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -55,15 +55,16 @@ class Names:
 
 
 def coactivation_graph(
-    pairs: Sequence[tuple[Names, Names, Partners]], *, n_edges: int, least_jaccard: float
+    pairs: Sequence[tuple[Names, Names, Partners]], *, by: Measure = "jaccard", n_edges: int, least_jaccard: float
 ) -> "nx.Graph":
-    """The pairs of features with the largest Jaccard index; undirected.
+    """The pairs of features that are largest by a measure; undirected.
 
-    A pair is there if one of the two is among the partners of the other. Edges carry weight (the Jaccard index), count,
+    A pair is there if one of the two is among the partners of the other. Edges carry weight (the measure), count,
     jaccard, phi, pearson and lift (those that are defined, see `Partners`).
 
     Args:
         pairs: features, features whose latents are their partners (the same ones or another site's), and the partners.
+        by: the measure, by which partners should have been ranked too; pairs for which it is undefined are left out.
         n_edges: at most so many edges.
         least_jaccard: of an edge.
     """
@@ -73,18 +74,20 @@ def coactivation_graph(
     offered: dict[tuple[int, int, int], tuple[float, Names, Names, Partners, int]] = {}
     for number, (left, right, partners) in enumerate(pairs):
         latents = np.repeat(np.arange(len(partners.offsets) - 1), np.diff(partners.offsets))
-        order = np.argsort(-partners.jaccard, kind="stable")[: 2 * n_edges]  # a pair may stand there from both ends
-        for place in order[partners.jaccard[order] >= least_jaccard].tolist():
+        weights = partners.measure(by)
+        allowed = np.isfinite(weights) & (partners.jaccard >= least_jaccard)
+        order = np.argsort(-weights, kind="stable")
+        for place in order[allowed[order]][: 2 * n_edges].tolist():  # a pair may stand there from both ends
             i, j = int(latents[place]), int(partners.latents[place])
             pair = (number, *sorted((i, j))) if left.key == right.key else (number, i, j)
             first, second = (pair[1], pair[2])
-            offered.setdefault((number, first, second), (float(partners.jaccard[place]), left, right, partners, place))
+            offered.setdefault((number, first, second), (float(weights[place]), left, right, partners, place))
     best = sorted(offered.items(), key=lambda item: (-item[1][0], item[0]))[:n_edges]
-    for (_, i, j), (jaccard, left, right, partners, place) in best:
+    for (_, i, j), (weight, left, right, partners, place) in best:
         measures = {name: float(getattr(partners, name)[place]) for name in _MEASURES}
         known = {name: value for name, value in measures.items() if math.isfinite(value)}
         a, b = left.add_to(graph, i), right.add_to(graph, j)
-        graph.add_edge(a, b, weight=jaccard, count=int(partners.counts[place]), **known)
+        graph.add_edge(a, b, weight=weight, count=int(partners.counts[place]), **known)
     return graph
 
 

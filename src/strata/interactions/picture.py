@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import escape
 
+from strata.visible_text import visible
+
 if TYPE_CHECKING:
     import networkx as nx
 
@@ -141,6 +143,6 @@ def _node(place: tuple[float, float], node: dict[str, Any], colours: dict[str, s
 
 
 def _text(words: str, most: int) -> str:
-    """Text that cannot become markup, and that XML may hold: without control characters and lone surrogates."""
-    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
+    """Text that cannot become markup, and that XML may hold."""
+    shown = visible(words)
     return str(escape(shown if len(shown) <= most else shown[: most - 1] + "…"))

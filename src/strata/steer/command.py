@@ -1,9 +1,11 @@
 """`strata steer`: text with and without a feature side by side, or steering methods compared."""
 
 import math
+import tempfile
 import textwrap
 from dataclasses import replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from strata.atomic import write_json
@@ -22,6 +24,7 @@ from strata.steer.methods import named_methods
 from strata.steer.opened import OpenedRun, opened_run
 from strata.steer.tables import table
 from strata.steer_config import SteerConfig
+from strata.visible_text import visible
 
 _COLUMN = 58
 _N_TEXTS, _N_PAIRS = 96, 96
@@ -33,18 +36,36 @@ def steer(config: SteerConfig) -> list[str]:
     """The lines for stdout.
 
     Raises:
-        UserError: no such run, site or latent, a feature that never fires where its maximum is the unit, or a prompt
-            that is too long.
+        UserError: no such run, site or latent, a feature that never fires where its maximum is the unit, a prompt
+            that is too long, or results that are there already or cannot be written.
     """
-    with opened_run(config) as run:
-        if config.benchmark:
-            results = compare(run, config)
-            try:
-                write_json(config.results(), results)
-            except OSError as error:
-                raise UserError(f"`out` must be a file that can be written. {config.results()}: {error}.") from error
-            return [*table(results), "", str(config.results())]
-        return side_by_side(run, config)
+    if not config.benchmark:
+        return side_by_side(opened_run(config), config)
+    out = config.results()
+    _check_writable(out, overwrite=config.overwrite)
+    results = compare(opened_run(config), config)
+    try:
+        write_json(out, results)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    return [*table(results), "", str(out)]
+
+
+def _check_writable(out: Path, *, overwrite: bool) -> None:
+    """Before anything is computed."""
+    if out.is_dir():
+        raise UserError(f"`out` must be a file. {out} is a folder. Give a file in it, e.g. {out / 'steering.json'}.")
+    if out.exists() and not overwrite:
+        raise UserError(f"`out` must be a new file. {out} exists. Give another, or --overwrite.")
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: OSError) -> UserError:
+    return UserError(f"`out` must be a file that can be written. {out}: {error.strerror or error}. Give another.")
 
 
 def side_by_side(run: OpenedRun, config: SteerConfig) -> list[str]:
@@ -58,6 +79,8 @@ def side_by_side(run: OpenedRun, config: SteerConfig) -> list[str]:
     lines = [
         f"{run.key}, latent {config.latent}, {config.mode}: {cost:,.0f} FLOPs per token, {share:.2g} % of a forward."
     ]
+    if explanation := run.explanation(config.latent):
+        lines += textwrap.wrap(f"Explained as: {visible(explanation)}", 2 * _COLUMN + 3)
     for strength in _strengths(run, config):
         one = Intervention(
             site=run.subject.site,
@@ -148,9 +171,8 @@ def _columns(prompt: str, plain: Generation, steered: Generation, heading: str) 
 
 
 def _wrapped(text: str) -> list[str]:
-    """Lines that fit a column; what no terminal should get is shown as an escape."""
-    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text.expandtabs(4))
+    """Lines that fit a column; what no terminal should get is a picture of itself."""
     found: list[str] = []
-    for line in shown.split("\n"):
-        found += textwrap.wrap(line, _COLUMN, drop_whitespace=False, replace_whitespace=False) or [""]
+    for line in text.expandtabs(4).split("\n"):
+        found += textwrap.wrap(visible(line), _COLUMN, drop_whitespace=False, replace_whitespace=False) or [""]
     return found

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from strata.errors import UserError
+from strata.lm.generation import continued, end_ids, pad_id
 from strata.lm.inputs import checked_ids
 from strata.lm.model import LanguageModel
 from strata.steer.intervention import Intervention, Number
@@ -72,7 +73,7 @@ def generate(
     """Let the model go on from prompts, with interventions in every pass; all prompts in one batch.
 
     Prompts are padded on the left; pads are neither attended to nor steered. Built on Hugging Face's `generate`; of
-    the checkpoint's own generation settings only the tokens that end a text are kept.
+    the checkpoint's own generation settings only the tokens that end a text are kept (`strata.lm.generation`).
 
     Args:
         lm: a causal language model.
@@ -96,17 +97,18 @@ def generate(
     if not hasattr(lm.model, "generate") or not lm.model.can_generate():
         raise UserError(f"`model` must be a causal language model to write text. Got {lm.model_class}.")
     ids = prompt_ids(lm, prompts, max_new_tokens=max_new_tokens)
-    batch, is_token = padded(ids, pad=_pad(lm), side="left")
+    ends = end_ids(lm.model, lm.tokenizer)
     samplers = [] if temperature == 0 else [RowSampler(len(ids), temperature=temperature, seed=seed)]
-    with steered(lm, interventions, prompt_tokens=batch.shape[1]):
-        out = lm.model.generate(
-            input_ids=batch.to(lm.device),
-            attention_mask=is_token.long().to(lm.device),
-            generation_config=_settings(lm, max_new_tokens=max_new_tokens, use_cache=use_cache),
-            logits_processor=_processors(samplers),
+    with steered(lm, interventions, prompt_tokens=max(map(len, ids))):
+        written = continued(
+            lm.model,
+            ids,
+            max_new_tokens=max_new_tokens,
+            ends=ends,
+            pad=pad_id(lm.tokenizer, ends=ends),
+            use_cache=use_cache,
+            processors=samplers,
         )
-    ends = _ends(lm)
-    written = [_until(row, ends) for row in out[:, batch.shape[1] :].tolist()]
     texts = [str(lm.tokenizer.decode(row)) if lm.tokenizer is not None else "" for row in written]
     return [Generation(*one) for one in zip(ids, written, texts, strict=True)]
 
@@ -139,61 +141,3 @@ def prompt_ids(lm: LanguageModel, prompts: Prompts, *, max_new_tokens: int = 0) 
             )
         checked_ids([one], vocabulary=lm.vocabulary_size, positions=lm.max_positions)
     return ids
-
-
-def padded(
-    ids: Sequence[Sequence[int]], *, pad: int, side: Literal["left", "right"]
-) -> tuple[Int[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]:
-    """Sequences of several lengths as one batch, and where in it their tokens are.
-
-    Args:
-        ids: the sequences.
-        pad: fills up.
-        side: where pads stand; on the right a causal model needs to be told nothing of them.
-    """
-    n = torch.tensor([len(one) for one in ids])
-    longest = int(n.max())
-    columns = torch.arange(longest)
-    is_token = columns >= longest - n[:, None] if side == "left" else columns < n[:, None]
-    batch = torch.full(is_token.shape, pad)
-    batch[is_token] = torch.tensor([i for one in ids for i in one])
-    return batch, is_token
-
-
-def _settings(lm: LanguageModel, *, max_new_tokens: int, use_cache: bool) -> Any:
-    from transformers import GenerationConfig
-
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        use_cache=use_cache,
-        eos_token_id=sorted(_ends(lm)) or None,
-        pad_token_id=_pad(lm),
-    )
-
-
-def _processors(samplers: list[RowSampler]) -> Any:
-    from transformers import LogitsProcessorList
-
-    return LogitsProcessorList(samplers)
-
-
-def _ends(lm: LanguageModel) -> frozenset[int]:
-    """The tokens that end a text."""
-    stated: Any = getattr(getattr(lm.model, "generation_config", None), "eos_token_id", None)
-    if stated is None and lm.tokenizer is not None:
-        stated = lm.tokenizer.eos_token_id
-    return frozenset([] if stated is None else stated if isinstance(stated, list) else [stated])
-
-
-def _pad(lm: LanguageModel) -> int:
-    """What fills a batch on the left; never attended to, so any token will do."""
-    stated: Any = None if lm.tokenizer is None else lm.tokenizer.pad_token_id
-    return next(iter(sorted(_ends(lm))), 0) if stated is None else int(stated)
-
-
-def _until(row: list[int], ends: frozenset[int]) -> list[int]:
-    """The tokens before the first that ends a text."""
-    return row[: next((place for place, token in enumerate(row) if token in ends), len(row))]

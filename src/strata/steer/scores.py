@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from strata.lm.generation import padded
 from strata.lm.model import LanguageModel
 from strata.steer.concepts import Concept
-from strata.steer.generation import Generation, padded
+from strata.steer.generation import Generation
 
 _TEXTS_AT_ONCE = 16
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from strata.errors import UserError
 from strata.lm.model import LanguageModel
-from strata.lm.sites import as_grid, first_tensor
+from strata.lm.sites import as_grid, first_tensor, with_first
 from strata.sae.model import SAE
 from strata.shapes import SparseCode
 from strata.steer.intervention import Feature, Intervention
@@ -74,8 +74,7 @@ class Steering:
             # Where there is nothing to add, the activation stays what it was to the last bit: -0.0 + 0.0 is not -0.0.
             changed = (coefficient != 0) & self._chosen(one).to(x.device)
             h = torch.where(changed[..., None], (h + coefficient[..., None] * v).to(x.dtype), h)
-        out = h.reshape(own.shape)
-        return type(output)((out, *output[1:])) if isinstance(output, (tuple, list)) else out
+        return with_first(output, h.reshape(own.shape))
 
     def _coefficient(
         self,

@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from strata.lm.flops import forward_flops_of
+from strata.lm.generation import padded
 from strata.lm.model import LanguageModel
 from strata.sae.model import SAE
-from strata.steer.generation import padded
+from strata.steer.sinks import Sinks
 
 _TEXTS_AT_ONCE = 32
 _CONTEXT_TOKENS = 128  # for counting attention's products: about the length of texts and generations here
@@ -67,15 +68,17 @@ class Means:
     """What a set of texts does at the site.
 
     Attributes:
-        n_tokens: of text.
-        activation: mean over all tokens.
-        last: mean over the texts' last tokens.
+        n_tokens: of text, attention sinks among them.
+        n_rows: of these, those that are no sinks, over which means and maxima are taken.
+        activation: mean.
+        last: mean over the texts' last tokens, whatever they are.
         norm: mean norm.
-        latents: mean over all tokens of each latent; empty if no SAE was asked for.
+        latents: mean of each latent; empty if no SAE was asked for.
         most: each latent's maximum; empty likewise.
     """
 
     n_tokens: int
+    n_rows: int
     activation: Float[Tensor, " d_in"]
     last: Float[Tensor, " d_in"]
     norm: float
@@ -85,7 +88,7 @@ class Means:
 
 @torch.no_grad()
 def means(subject: Subject, texts: Sequence[str], *, with_latents: bool = False) -> Means:
-    """One pass over texts.
+    """One pass over texts; attention sinks are told from the first of them.
 
     Args:
         subject: where they are read.
@@ -96,10 +99,14 @@ def means(subject: Subject, texts: Sequence[str], *, with_latents: bool = False)
     total, last = (torch.zeros(subject.sae.d_in, dtype=torch.float64, device=device) for _ in range(2))
     latents = torch.zeros(d_sae, dtype=torch.float64, device=device)
     most = torch.zeros(d_sae, device=device)
-    n_tokens, norm = 0, 0.0
+    n_tokens, n_rows, norm = 0, 0, 0.0
+    sinks: Sinks | None = None
     for h, is_token in subject.read(texts):
         rows = h[is_token]
+        sinks = sinks or Sinks.told_from(rows, site=subject.site)
         n_tokens += len(rows)
+        rows = rows[sinks.spared(rows)]
+        n_rows += len(rows)
         total += rows.double().sum(0)
         columns = torch.arange(h.shape[1], device=device)
         ends = torch.where(is_token, columns, 0).amax(1)
@@ -109,5 +116,5 @@ def means(subject: Subject, texts: Sequence[str], *, with_latents: bool = False)
             code = subject.sae.encode_sparse(rows)
             latents.index_add_(0, code.indices.flatten(), code.values.flatten().double())
             most.scatter_reduce_(0, code.indices.flatten(), code.values.flatten().float(), "amax")
-    mean, at_end = (total / n_tokens).float(), (last / len(texts)).float()
-    return Means(n_tokens, mean, at_end, norm / n_tokens, (latents / n_tokens).float(), most)
+    mean, at_end = (total / n_rows).float(), (last / len(texts)).float()
+    return Means(n_tokens, n_rows, mean, at_end, norm / n_rows, (latents / n_rows).float(), most)

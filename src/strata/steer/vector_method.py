@@ -33,9 +33,9 @@ class VectorMethod:
     def build(self, subject: Subject, material: Contrast) -> "BuiltVector":
         """Two passes as far as the site."""
         vector, with_it, without = self.vector(subject, material)
-        n_tokens = with_it.n_tokens + without.n_tokens
-        norm = (with_it.norm * with_it.n_tokens + without.norm * without.n_tokens) / n_tokens
-        return BuiltVector(self, subject, vector, norm, n_tokens)
+        n_rows = with_it.n_rows + without.n_rows
+        norm = (with_it.norm * with_it.n_rows + without.norm * without.n_rows) / n_rows
+        return BuiltVector(self, subject, vector, norm, with_it.n_tokens + without.n_tokens)
 
 
 @dataclass(frozen=True, eq=False)
