@@ -527,5 +527,5 @@ def test_a_run_from_the_index_to_the_page(
     assert others.counts["coactivation"]["n_kept"] == 0
     assert all(edge["weight"] == edge["lift"] for *_, edge in others.coactivation.edges(data=True))
     assert kept["about"]["across"] == "nearest"
-    with pytest.raises(UserError, match=r"`out` must be a new folder. .* exists. Give another, or --overwrite"):
+    with pytest.raises(UserError, match=r"`out` must be a new folder. .* exists already\. Give another with --out"):
         interactions_and_report(config, progress=False)

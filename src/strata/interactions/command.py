@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 from strata.errors import UserError, did_you_mean
+from strata.evaluate.places import places_of
 from strata.evaluate.run_model import check_weights, language_model_of
 from strata.evaluate.runs import open_run
 from strata.evaluate.tasks.registry import TASKS, make_task
@@ -20,7 +21,6 @@ from strata.interpret.index import FeatureIndex
 from strata.interpret.run_index import chosen_keys, index_run
 from strata.interpret.site_index import SiteIndex
 from strata.log import say
-from strata.steer.places import places_of
 
 if TYPE_CHECKING:
     import networkx as nx

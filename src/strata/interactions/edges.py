@@ -16,7 +16,7 @@ from strata.lm.model import LanguageModel
 from strata.lm.sites import as_grid, first_tensor, with_first
 from strata.lm.tokens import TokenBatch
 from strata.sae.model import SAE, Transcoder
-from strata.steer.sinks import Sinks
+from strata.sae.sinks import Sinks
 
 Grid = Float[Tensor, "batch seq d_in"]
 Upstream = Literal["nearest", "all"]
@@ -114,7 +114,7 @@ def attribution_edges(
     were set to zero, the SAE's error and all other features of u held. It is exact where x_v is affine in x_u.
     One backward pass for each target gives the edges from all features, the error and the bias of every upstream site.
 
-    Attention sinks are told from the first batch, site by site (`strata.steer.sinks`), and count as no rows: SAEs are
+    Attention sinks are told from the first batch, site by site (`strata.sae.sinks`), and count as no rows: SAEs are
     trained without them, and so is the index made.
 
     The values of the forward pass are the model's own. At sites between u and v the gradient passes through features

@@ -14,6 +14,7 @@ from torch import Tensor
 from strata.costs.steering import sae_training_flops
 from strata.errors import UserError
 from strata.evaluate.held_out_text import held_out_batches
+from strata.evaluate.places import Place, chosen_place, places_of, swept_settings
 from strata.evaluate.run_model import check_weights, language_model_of
 from strata.evaluate.runs import Run, open_run
 from strata.groups.cost import known_forward_flops
@@ -21,9 +22,8 @@ from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch
 from strata.log import say
 from strata.sae.model import SAE
+from strata.sae.sinks import Sinks
 from strata.steer.intervention import Number, Strength
-from strata.steer.places import Place, chosen_place, places_of, swept_settings
-from strata.steer.sinks import Sinks
 from strata.steer.subject import Subject
 from strata.steer_config import SteerConfig
 

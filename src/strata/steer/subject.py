@@ -13,7 +13,7 @@ from strata.lm.flops import forward_flops_of
 from strata.lm.generation import padded
 from strata.lm.model import LanguageModel
 from strata.sae.model import SAE
-from strata.steer.sinks import Sinks
+from strata.sae.sinks import Sinks
 
 _TEXTS_AT_ONCE = 32
 _CONTEXT_TOKENS = 128  # for counting attention's products: about the length of texts and generations here
