@@ -3,11 +3,14 @@
 import base64
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from strata.config import SAEConfig, TrainConfig
 from strata.dashboard_config import DashboardConfig
@@ -24,14 +27,21 @@ from strata.interpret.index_layout import (
     write_codes,
 )
 from strata.interpret.logit_effects import LogitEffects
+from strata.interpret.site_index import SiteIndex
+from strata.report.dashboard import command as command_module
+from strata.report.dashboard import neuronpedia as neuronpedia_module
 from strata.report.dashboard import write as write_module
 from strata.report.dashboard.command import dashboard
 from strata.report.dashboard.encoding import integers, rounded, script
-from strata.report.dashboard.features import FULL_LEVEL, N_QUANTILES, N_RANDOM, Shown
+from strata.report.dashboard.features import FULL_LEVEL, N_QUANTILES, N_RANDOM, N_SILENT, Shown
+from strata.report.dashboard.nearest import N_NEAREST, Nearest
 from strata.report.dashboard.neuronpedia import neuronpedia_feature, plain
-from strata.report.dashboard.overview import group_of, shell_word
-from strata.report.dashboard.write import check_free, write_dashboard
+from strata.report.dashboard.overview import DENSE, group_of, shell_word
+from strata.report.dashboard.write import write_dashboard
+from strata.report.snippets import snippet
 from strata.run import train_run
+from strata.sae.gates import TopK
+from strata.sae.model import SAE
 
 HOSTILE = (
     '</script><img src=x onerror="window.owned=1">',
@@ -48,13 +58,15 @@ HOSTILE = (
 )
 N_WORDS = 40
 DEAD = 7  # a latent that never fires
+FAILED, UNANSWERED, HALF = 3, 5, 6  # latents without explanation, with windows without answer, half scored
+N_LATENTS, N_EXPLAINED = 20, 15
 SHOWN = Shown(n_examples=4, before=5, after=3)
 
 
 def made_run(
-    folder: Path, *, keys: tuple[str, ...] = ("layers.1",), d_sae: int = 150, n_sequences: int = 24, seq: int = 32
+    folder: Path, *, keys: tuple[str, ...] = ("layers.1",), d_sae: int = N_LATENTS, n_sequences: int = 24, seq: int = 32
 ) -> FeatureIndex:
-    """A run's folder with an index of random codes, Zipf densities, over a vocabulary of hostile tokens and words."""
+    """A run's folder with an index of random codes of falling densities, over hostile tokens and words."""
     random = np.random.default_rng(0)
     vocabulary = [*HOSTILE, *(f" word{i}" for i in range(N_WORDS)), "\n", "<end>"]
     ids = random.integers(0, len(vocabulary) - 1, (n_sequences, seq))
@@ -64,8 +76,8 @@ def made_run(
     is_row = is_token & (ids != len(vocabulary) - 1)
     index = folder / "index"
     saes = {key: {"site": key.rpartition("/")[2], "d_sae": d_sae, "d_in": 8} for key in keys}
-    chance = np.minimum(0.5, 2.0 / (1 + np.arange(d_sae)))
-    chance[DEAD] = 0
+    chance = np.minimum(0.5, 2.0 / (1 + np.arange(d_sae)) ** 1.5)
+    chance[DEAD : DEAD + 1] = 0
     for key in keys:
         fires = (random.random((ids.size, d_sae)) < chance) & is_row.reshape(-1, 1)
         latents, places = fires.T.nonzero()
@@ -82,7 +94,7 @@ def made_run(
     (index / VOCABULARY).write_text(json.dumps(vocabulary), encoding="utf-8")
     record = {"format_version": FORMAT_VERSION, "complete": True, "stated": {"data": "texts"}, "saes": saes,
               "n_sequences": n_sequences, "sequence_tokens": seq, "separator": len(vocabulary) - 1, "n_shards": 1,
-              "n_prefix_tokens": 0, "text": {}}  # fmt: skip
+              "n_prefix_tokens": 0, "n_suffix_tokens": 0, "logit_effects": list(keys), "text": {}}  # fmt: skip
     (index / RECORD).write_text(json.dumps(record), encoding="utf-8")
     about = {
         "status": "trained",
@@ -96,17 +108,43 @@ def made_run(
     return FeatureIndex.open(folder)
 
 
-def explain(index: FeatureIndex, key: str, *, text: str = "fires on <i>words</i>", n: int = 50) -> None:
-    """Explanations of the first latents: the scores of latent i are i / 100; latent 3's failed."""
+def decoder_of(d_sae: int) -> torch.Tensor:
+    return torch.randn(d_sae, 8, generator=torch.Generator().manual_seed(0))
+
+
+def save_sae(index: FeatureIndex, key: str) -> None:
+    """An SAE of random directions where a run has it."""
+    W_dec = decoder_of(index[key].d_sae)
+    sae = SAE(W_enc=W_dec.t().clone(), b_enc=torch.zeros(len(W_dec)), W_dec=W_dec, b_dec=torch.zeros(8), gate=TopK(2))
+    sae.save(index.folder.parent / "sae" / key)
+
+
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Chunks of 8 features and batches of 16, so that few features fill several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write_module, "CHUNK_LATENTS", 8)
+        patch.setattr(neuronpedia_module, "BATCH_LATENTS", 16)
+        yield
+
+
+def explain(index: FeatureIndex, key: str, *, text: str = "fires on <i>words</i>", n: int = N_EXPLAINED) -> None:
+    """Explanations of the first latents: the scores of latent i are i / 100."""
     file = ExplanationsFile(index[key].folder, interpreter="gpt <x>", settings={})
     file.add([_explained(i, text) for i in range(n)])
 
 
 def _explained(latent: int, text: str) -> ExplainedFeature:
-    if latent == 3:
+    if latent == FAILED:
         return ExplainedFeature(latent=3, text="", interpreter="gpt <x>", scores={}, shuffled={}, failed="timeout")
-    parts = {part: {"correlation": latent / 100} for part in ("all", "top", "random")}
-    scores = {"simulation": parts, "detection": {"balanced_accuracy": 0.5, "auroc": None}, "fuzzing": None}
+    n_failed = {UNANSWERED: 4, HALF: 30}.get(latent, 0)
+    answered = {"n_windows": 40, "n_failed": n_failed}
+    scores = {
+        "simulation": {part: {"correlation": latent / 100, **answered} for part in ("all", "top", "random")},
+        "detection": {"balanced_accuracy": 0.5, "auroc": None, "n": 40, "n_failed": 0},
+        "fuzzing": {"balanced_accuracy": None, "auroc": None, "n": 20, "n_failed": 20} if n_failed else None,
+        "failures": {UNANSWERED: {"timeout": 24}, HALF: {"budget": 50}}.get(latent, {}),
+    }
     return ExplainedFeature(latent=latent, text=f"{text} {latent}", interpreter="gpt <x>", scores=scores, shuffled={})
 
 
@@ -127,10 +165,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[FeatureIndex, Pat
     folder = tmp_path_factory.mktemp("run")
     index = made_run(folder)
     explain(index, "layers.1")
+    save_sae(index, "layers.1")
     (folder / "report").mkdir()
     (folder / "report" / "index.html").write_text("report")
-    write_dashboard(index, run_folder=folder, out=folder / "dashboard", shown=SHOWN, neuronpedia=True, progress=False)
-    return index, folder / "dashboard"
+    out = folder / "dashboard"
+    with small_files():
+        write_dashboard(index, run_folder=folder, out=out, shown=SHOWN, neuronpedia=True, progress=False)
+    return index, out
 
 
 def test_scripts_hold_any_text_as_ascii_without_markup() -> None:
@@ -159,7 +200,7 @@ def test_examples_are_the_index_s_windows_to_the_stored_precision(written: tuple
     index, folder = written
     run, site = stored(folder, "run"), index["layers.1"]
     seq = index.token_ids.shape[1]
-    for latent in (0, 1, 64, 100):
+    for latent in (0, 1, 8, 15, 19):
         found = stored(folder, f"0/{latent // run['chunk']}")[latent % run["chunk"]]["windows"]
         firings = site.firings(latent)
         value_of = dict(zip(firings.tokens.tolist(), firings.values.tolist(), strict=True))
@@ -174,7 +215,7 @@ def test_examples_are_the_index_s_windows_to_the_stored_precision(written: tuple
         for i, (length, peak) in enumerate(zip(found["lengths"], found["peaks"], strict=True)):
             mine, there = slice(start, start + length), top.is_token[min(i, len(top) - 1)]
             start += length
-            assert values[mine][peak] > 0
+            assert (values[mine][peak] > 0) == (i < n_windows - found["groups"][-1]["n"])
             if i < len(top):  # the strongest come first
                 assert ids[mine].tolist() == top.token_ids[i][there].tolist()
                 assert values[mine] == pytest.approx(top.activations[i][there], abs=most / 131_070 * 1.01)
@@ -184,8 +225,11 @@ def test_examples_are_the_index_s_windows_to_the_stored_precision(written: tuple
                     (first + length) % seq != 0 and index.is_token.reshape(-1)[first + length]
                 )
         kinds = [group["kind"] for group in found["groups"]]
-        assert kinds == ["top", *["quantile"] * (len(kinds) - 2), "random"] and len(kinds) <= 2 + N_QUANTILES
-        assert found["groups"][-1]["n"] == min(N_RANDOM, len(firings))
+        assert kinds == ["top", *["quantile"] * (len(kinds) - 3), "random", "silent"] and len(kinds) <= 3 + N_QUANTILES
+        assert found["groups"][-2]["n"] == min(N_RANDOM, len(firings))
+        n_silent = found["groups"][-1]["n"]
+        assert n_silent == N_SILENT or latent < 2, "a latent that fires at every other token leaves little without"
+        assert not values[sum(found["lengths"][: n_windows - n_silent]) :].any()
         intervals = [(g["low"], g["high"]) for g in found["groups"] if g["kind"] == "quantile"]
         assert all(low <= high for low, high in intervals) and intervals == sorted(intervals, reverse=True)
         assert sum(g["share"] for g in found["groups"] if g["kind"] == "quantile") == pytest.approx(1, abs=0.01)
@@ -196,13 +240,13 @@ def test_columns_agree_with_the_index(written: tuple[FeatureIndex, Path]) -> Non
     site, table = index["layers.1"], stored(folder, "0/table")
     assert table["n_fired"] == site.n_fired.tolist() and table["n_fired"][DEAD] == 0
     assert table["max"] == pytest.approx(site.max_activation, rel=1e-3)
-    for latent in (0, 20, DEAD):
+    for latent in (0, 16, DEAD):
         firings = site.firings(latent)
         strongest = firings.tokens[firings.values.argmax()] if len(firings) else None
         expected = None if strongest is None else int(index.token_ids.reshape(-1)[strongest])
         assert table["token"][latent] == expected
     assert table["explanation"][4] == "fires on <i>words</i> 4" and table["score"][4] == 0.04
-    assert table["explanation"][3] is None and table["score"][3] is None and table["explanation"][60] is None
+    assert table["explanation"][3] is None and table["score"][3] is None and table["explanation"][16] is None
 
 
 def test_a_feature_s_page_has_histogram_logits_partners_and_explanation(written: tuple[FeatureIndex, Path]) -> None:
@@ -220,11 +264,50 @@ def test_a_feature_s_page_has_histogram_logits_partners_and_explanation(written:
     assert [p[1] for p in feature["partners"]] == pytest.approx(partners.jaccard, rel=0.01)
     told = feature["explanations"][0]
     assert (told["text"], told["by"], told["split"]) == ("fires on <i>words</i> 5", "gpt <x>", "other documents")
-    assert ["simulation, correlation", 0.05] in told["scores"] and not any(
-        "AUROC" in name for name, _ in told["scores"]
-    )
-    assert features[3]["explanations"][0]["text"] is None and features[3]["explanations"][0]["why"] == "timeout"
+    failed = features[FAILED]["explanations"][0]
+    assert failed["text"] is None and failed["why"] == "timeout"
     assert "windows" not in features[DEAD] and "histogram" not in features[DEAD]
+
+
+def test_scores_tell_how_many_windows_were_answered(written: tuple[FeatureIndex, Path]) -> None:
+    _, folder = written
+    told, half, whole = (stored(folder, "0/0")[latent]["explanations"][0] for latent in (UNANSWERED, HALF, 4))
+    assert told["scores"][0] == ["simulation, correlation", 0.05, 36, 40]
+    assert ["detection, balanced accuracy", 0.5, 40, 40] in told["scores"]
+    assert not any("detection, AUROC" in score for score in told["scores"]), "all were answered: it has no value"
+    assert ["fuzzing, AUROC", None, 0, 20] in told["scores"]
+    assert not any("fuzzing, AUROC" in score for score in whole["scores"]), "it was not asked for"
+    assert told["failures"] == [["timeout", 24]] and half["failures"] == [["the limit on cost", 50]]
+    assert (told["half"], half["half"], whole["half"], whole["failures"]) == (False, True, False, [])
+    sae = stored(folder, "run")["saes"][0]
+    assert (sae["n_half_scored"], sae["n_unanswered"]) == (1, 74)
+    counted = [latent / 100 for latent in range(N_EXPLAINED) if latent not in (FAILED, HALF)]
+    assert sae["mean_score"] == pytest.approx(sum(counted) / len(counted))
+
+
+def test_the_nearest_directions_are_those_of_the_largest_cosine(written: tuple[FeatureIndex, Path]) -> None:
+    index, folder = written
+    W_dec = decoder_of(index["layers.1"].d_sae).double().numpy()
+    unit = W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    for latent in (0, DEAD, 17):
+        found = stored(folder, f"0/{latent // 8}")[latent % 8]["nearest"]
+        expected = np.argsort(-cosines[latent])[:N_NEAREST]
+        assert [n for n, _ in found] == expected.tolist()
+        assert [c for _, c in found] == pytest.approx(cosines[latent, expected], abs=1e-3)
+
+
+@pytest.mark.parametrize("chunk_entries", [1, 23, 2**20])
+def test_nearest_directions_in_chunks_of_any_size(chunk_entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    W_dec = decoder_of(7)
+    whole = Nearest.of(W_dec)
+    assert whole.latents.shape == (7, 6), "all others where there are fewer"
+    monkeypatch.setattr("strata.report.dashboard.nearest._CHUNK_ENTRIES", chunk_entries)
+    chunked = Nearest.of(3 * W_dec)
+    assert chunked.latents.tolist() == whole.latents.tolist()
+    assert chunked.cosines == pytest.approx(whole.cosines, abs=1e-5)
+    assert Nearest.of(W_dec[:1]).latents.shape == (1, 0)
 
 
 def test_the_overview_knows_run_and_saes(written: tuple[FeatureIndex, Path]) -> None:
@@ -233,9 +316,11 @@ def test_the_overview_knows_run_and_saes(written: tuple[FeatureIndex, Path]) -> 
     (sae,) = run["saes"]
     assert run["title"] == "<b>demo</b>" and run["report"] == "../report/index.html"
     assert run["n_tokens"] == int(index.is_token.sum()) and run["date"].endswith("UTC")
-    assert (sae["key"], sae["fvu"], sae["l0"], sae["d_sae"]) == ("layers.1", 0.1, 8.0, 150)
+    assert (sae["key"], sae["fvu"], sae["l0"], sae["d_sae"]) == ("layers.1", 0.1, 8.0, N_LATENTS)
     assert sae["n_silent"] == int((index["layers.1"].n_fired == 0).sum()) >= 1
-    assert sae["n_explained"] == 49 and sae["mean_score"] == pytest.approx(sum(i for i in range(50) if i != 3) / 4900)
+    density = np.array(index["layers.1"].n_fired) / index["layers.1"].n_rows
+    assert run["dense"] == DENSE and sae["n_dense"] == (density > DENSE).sum() > 3
+    assert sae["n_explained"] == N_EXPLAINED - 1 and run["chunk"] == 8
     assert stored(folder, "vocabulary")[: len(HOSTILE)] == list(HOSTILE)
 
 
@@ -291,22 +376,23 @@ def test_neuronpedia_batches_have_the_shape_and_only_finite_numbers(written: tup
     assert any("nul\ufffdhere" in text for text in texts) and plain("a\ud83d\ude00b") == "a\U0001f600b"
 
 
-def test_without_unembedding_and_explanations_nothing_is_made_up(tmp_path: Path) -> None:
-    index = made_run(tmp_path, d_sae=20)
-    (tmp_path / "index" / "layers.1" / "logit_effects.safetensors").unlink()
+def test_what_is_not_there_is_not_made_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = made_run(tmp_path, d_sae=9)
+    index.record["logit_effects"] = []
     write_dashboard(index, run_folder=tmp_path, out=tmp_path / "d", shown=SHOWN, progress=False)
+    assert "layers.1: the pages do without the nearest directions" in capsys.readouterr().err
     feature = stored(tmp_path / "d", "0/0")[0]
-    assert "logits" not in feature and "explanations" not in feature
+    assert "logits" not in feature and "explanations" not in feature and "nearest" not in feature
     assert "explanation" not in stored(tmp_path / "d", "0/table")
     sae = stored(tmp_path / "d", "run")["saes"][0]
     assert sae["explained"] is False and sae["mean_score"] is None and sae["score_name"] is None
-    lone = neuronpedia_feature(index["layers.1"], 0, groups=[], effects=None, vocabulary=index.vocabulary, dataset="x")
+    lone = neuronpedia_feature(index["layers.1"], 0, groups=[], vocabulary=index.vocabulary, dataset="x")
     assert lone["pos_str"] == [] and lone["activations"] == []
 
 
 def test_layers_of_a_group_show_the_latent_at_each(tmp_path: Path) -> None:
     keys = ("layers.0-1/layers.0", "layers.0-1/layers.1", "layers.2")
-    index = made_run(tmp_path, keys=keys, d_sae=10)
+    index = made_run(tmp_path, keys=keys, d_sae=4)
     write_dashboard(index, run_folder=tmp_path, out=tmp_path / "d", shown=SHOWN, neuronpedia=True, progress=False)
     assert stored(tmp_path / "d", "1/0")[2]["layers"] == [[n, int(index[keys[n]].n_fired[2])] for n in (0, 1)]
     assert "layers" not in stored(tmp_path / "d", "2/0")[2]
@@ -315,18 +401,48 @@ def test_layers_of_a_group_show_the_latent_at_each(tmp_path: Path) -> None:
     assert group_of("layers.0+4/layers.4") == "layers.0+4" and group_of("lr=0.1/layers.3") == ""
 
 
-def test_a_folder_is_replaced_only_when_told_and_only_a_dashboard(tmp_path: Path) -> None:
+def test_a_feature_s_firings_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = made_run(tmp_path, d_sae=9)
-    out = tmp_path / "d"
-    write_dashboard(index, run_folder=tmp_path, out=out, shown=SHOWN, progress=False)
+    index["layers.1"].statistics()
+    index["layers.1"].partners()
+    read: list[int] = []
+    firings = SiteIndex.firings
+
+    def counted(self: SiteIndex, latent: int) -> Any:
+        read.append(latent)
+        return firings(self, latent)
+
+    monkeypatch.setattr(SiteIndex, "firings", counted)
+    write_dashboard(index, run_folder=tmp_path, out=tmp_path / "d", shown=SHOWN, neuronpedia=True, progress=False)
+    assert read == list(range(9))
+
+
+def test_only_the_saes_that_are_asked_for_are_written_and_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ("layers.0-1/layers.0", "layers.0-1/layers.1", "layers.1", "layers.2")
+    index = made_run(tmp_path, keys=keys, d_sae=2)
+    explain(index, "layers.1", n=2)
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(command_module, "index_run", lambda *_, **__: index)
+    monkeypatch.setattr(
+        "strata.interpret.explain.command.explain_index", lambda _, config, **__: asked.append(config.sites)
+    )
+    expected = {("layers.2",): [keys[3]], ("layers.1", keys[0]): [keys[0], keys[2]], ("all",): list(keys)}
+    for n, (sites, chosen) in enumerate(expected.items()):
+        config = DashboardConfig(run=tmp_path, sites=sites, n_examples=2, out=tmp_path / f"d{n}", neuronpedia=True)
+        out = dashboard(config, progress=False).parent
+        assert [sae["key"] for sae in stored(out, "run")["saes"]] == chosen
+        assert json.loads((out / "dashboard.json").read_text())["saes"] == chosen
+        batches = (out / "neuronpedia").rglob("batch-0.json")
+        assert {path.parent.relative_to(out / "neuronpedia").as_posix() for path in batches} == {*chosen}
+        assert asked.pop() == tuple(key for key in chosen if key != "layers.1")
+    with pytest.raises(UserError, match=r"layers\.9"):
+        dashboard(DashboardConfig(run=tmp_path, sites=("layers.9",), out=tmp_path / "e"), progress=False)
     with pytest.raises(UserError, match="--overwrite"):
-        check_free(out, overwrite=False)
-    check_free(out, overwrite=True)
-    for wrong in (tmp_path, tmp_path / "index"):
-        with pytest.raises(UserError, match="holds no dashboard"):
-            check_free(wrong, overwrite=True)
-    with pytest.raises(UserError, match="is a file"):
-        check_free(tmp_path / "run.json", overwrite=True)
+        dashboard(DashboardConfig(run=tmp_path, out=tmp_path / "d0"), progress=False)
+    with pytest.raises(UserError, match="replaces dashboards only"):
+        dashboard(DashboardConfig(run=tmp_path, out=tmp_path, overwrite=True), progress=False)
 
 
 def test_what_fails_half_way_leaves_the_old_dashboard_and_nothing_else(
@@ -345,6 +461,13 @@ def test_what_fails_half_way_leaves_the_old_dashboard_and_nothing_else(
         write_dashboard(index, run_folder=tmp_path, out=out, shown=SHOWN, progress=False)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_snippets_show_what_cannot_be_seen() -> None:
+    tokens = ["a\u202eb", "\u200b", "\x1b[1m", "c\td\r\ne"]
+    html = str(snippet({"tokens": tokens, "activations": [0.0] * 4, "peak": 0}, full=1.0)["html"])
+    assert "\u202e" not in html and "\u200b" not in html and "\x1b" not in html
+    assert html.count("\ufffd") == 2 and "\u241b[1m" in html and html.endswith('c\td<span class="nl">↵</span>\ne')
 
 
 @pytest.mark.parametrize(("setting", "value"), [("n_examples", 0), ("before_tokens", -1), ("after_tokens", 201)])

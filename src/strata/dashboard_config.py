@@ -13,8 +13,8 @@ class DashboardConfig(IndexConfig):
     """Pages that show what the features of a run mean, for disk or any web server: what `strata dashboard RUN` does."""
 
     n_examples: int = 12
-    """Texts of each feature on which it is strongest. Two from each of five parts of its activations and six drawn at
-    random come beside them."""
+    """Texts of each feature on which it is strongest. Two from each of five parts of its activations, six drawn at
+    random where it fires, and four where it does not, come beside them."""
     before_tokens: int = 24
     """Tokens shown before the one that a text is cut around."""
     after_tokens: int = 8

@@ -2,14 +2,12 @@
 
 import json
 import re
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from strata.atomic import put_folder
 from strata.errors import UserError
 from strata.formats import hub, native
 from strata.formats.folder import json_file, write_files
@@ -17,6 +15,7 @@ from strata.formats.model_card import Exported, model_card
 from strata.formats.registry import FORMATS, FormatName, format_of, sae_folders
 from strata.formats.weights import cast
 from strata.log import say
+from strata.out_folder import check_free, new_folder
 from strata.sae.gates import Gated
 from strata.sae.model import SAE, Transcoder
 from strata.settings import Auto, check_kinds, names_unknown_settings
@@ -95,24 +94,15 @@ def export(config: ExportConfig) -> list[Path]:
     """
     source, out = Path(config.source), config.folder()
     saes = sae_folders(source / "sae" if (source / "sae").is_dir() else source)
-    _check_free(out, overwrite=config.overwrite)
+    check_free(out, record=_RECORD, what="exports", overwrite=config.overwrite)
     if config.push_to_hub != "no":
         hub.require_login()
-    unfinished = out.parent / f".{out.name}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        exported = [_write(name, path, unfinished / name, config) for name, path in saes.items()]
+    with new_folder(out) as folder:
+        exported = [_write(name, path, folder / name, config) for name, path in saes.items()]
         repository = config.push_to_hub if config.push_to_hub != "no" else out.name
         card = model_card(exported, repository=repository)
         record = {"source": source.resolve().name, "saes": [asdict(sae) for sae in exported]}
-        files = {"README.md": lambda path: _write_text(path, card), _RECORD: json_file(record)}
-        write_files(unfinished, files)
-        put_folder(unfinished, out)
-    except OSError as error:
-        reason = f"{out}: {error.strerror}"
-        raise UserError(f"`out` must be a folder that can be written. {reason}. Give another.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        write_files(folder, {"README.md": lambda path: _write_text(path, card), _RECORD: json_file(record)})
     if config.push_to_hub != "no":
         hub.push(out, config.push_to_hub, private=config.private)
         say(f"pushed to https://huggingface.co/{config.push_to_hub}")
@@ -183,16 +173,6 @@ def _metrics(path: Path) -> dict[str, Any]:
                 return {}
             return site if isinstance(site, dict) else {}
     return {}
-
-
-def _check_free(out: Path, *, overwrite: bool) -> None:
-    """A folder that exists is replaced only if told to, and only if an export made it."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise UserError(f"`out` must be a new folder. {out} exists already. Give another, or replace it: overwrite.")
-    if not (out / _RECORD).is_file():
-        raise UserError(f"`overwrite` replaces exports only. {out} holds no {_RECORD}. Give another path with out.")
 
 
 def _beside(source: Path, ending: str) -> Path:

@@ -6,17 +6,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from strata.atomic import put_folder, write_json
-from strata.errors import UserError
+from strata.atomic import write_json
 from strata.evaluate.compare import compare_runs
 from strata.evaluate_config import EvaluateConfig
+from strata.out_folder import check_free, new_folder, unfinished_beside
 from strata.report.comparison_tables import tables
 from strata.report.cost_plot import cost_plot, left_out, points
+from strata.report.templates import filled
 
-HERE = Path(__file__).parent
 _RECORD = "evaluation.json"
 
 
@@ -40,9 +39,9 @@ def evaluate_and_report(config: EvaluateConfig, *, progress: bool = True) -> Pat
         KeyboardInterrupt: as it came, with a sentence on how to go on.
     """
     folder = config.folder()
-    _check_free(folder, overwrite=config.overwrite)
+    check_free(folder, record=_RECORD, what="evaluations", overwrite=config.overwrite)
     try:
-        compared = compare_runs(config, keep=_unfinished(folder) / "parts.json", progress=progress)
+        compared = compare_runs(config, keep=unfinished_beside(folder) / "parts.json", progress=progress)
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt("interrupted. The same command goes on with what it had found.") from stopped
     found = {
@@ -66,27 +65,14 @@ def write_comparison(found: dict[str, Any], folder: Path) -> None:
     """
     plots = _plots(found)
     title = _title([name for name, suite in found["suites"].items() if suite["kind"] == "sae"])
-    unfinished = _unfinished(folder) / "whole"
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        write_json(unfinished / _RECORD, found)
-        (unfinished / "evaluation.md").write_text(_markdown(found, title, list(plots)), encoding="utf-8")
+    kept = unfinished_beside(folder)  # with the parts, which stay if it fails
+    with new_folder(folder, at=kept / "whole") as whole:
+        write_json(whole / _RECORD, found)
+        (whole / "evaluation.md").write_text(_markdown(found, title, list(plots)), encoding="utf-8")
         for name, plot in plots.items():
-            (unfinished / f"{name}.svg").write_text(plot + "\n", encoding="utf-8")
-        (unfinished / "index.html").write_text(_page(found, title, plots), encoding="utf-8")
-        put_folder(unfinished, folder)
-        shutil.rmtree(_unfinished(folder), ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(
-            f"`out` must be a folder that can be written. {folder}: {error.strerror}. Give another path."
-        ) from error
-
-
-def _unfinished(folder: Path) -> Path:
-    """Where what is to become a folder lies until it is whole."""
-    return folder.with_name(f".unfinished-{folder.name}")
+            (whole / f"{name}.svg").write_text(plot + "\n", encoding="utf-8")
+        (whole / "index.html").write_text(_page(found, title, plots), encoding="utf-8")
+    shutil.rmtree(kept, ignore_errors=True)
 
 
 def _plots(found: dict[str, Any]) -> dict[str, str]:
@@ -118,36 +104,15 @@ def _markdown(found: dict[str, Any], title: str, plots: list[str]) -> str:
 
 
 def _page(found: dict[str, Any], title: str, plots: dict[str, str]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("comparison.html").render(
-        css=Markup((HERE / "style.css").read_text(encoding="utf-8")),
-        title=title,
-        data=found["text"]["data"],
-        models=found["text"]["models"],
-        context_tokens=found["text"]["context_tokens"],
-        date=found["date"],
-        plots=[Markup(plot) for plot in plots.values()],
-        left_out=left_out(found),
-        tables=tables(found),
-        version=found["strata_version"],
-    )
-
-
-def _check_free(folder: Path, *, overwrite: bool) -> None:
-    """A folder that exists is replaced only if told to, and only if an evaluation made it."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"`out` must be a folder. {folder} is a file. Give another path.")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(
-            f"`out` must be a new folder. {folder} exists already. Give another with --out, or replace it with"
-            f" --overwrite."
-        )
-    if not (folder / _RECORD).is_file() or (folder / "run.json").exists():
-        raise UserError(
-            f"`overwrite` replaces evaluations only. {folder} holds no evaluation of runs. Give another path with"
-            f" --out."
-        )
+    content = {
+        "title": title,
+        "data": found["text"]["data"],
+        "models": found["text"]["models"],
+        "context_tokens": found["text"]["context_tokens"],
+        "date": found["date"],
+        "plots": [Markup(plot) for plot in plots.values()],
+        "left_out": left_out(found),
+        "tables": tables(found),
+        "version": found["strata_version"],
+    }
+    return filled("comparison.html", content)

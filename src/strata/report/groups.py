@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from strata.atomic import write_whole
@@ -15,8 +14,8 @@ from strata.groups_config import GroupsConfig
 from strata.layer_groups import group_name
 from strata.report.group_figures import curve, heatmap
 from strata.report.numbers import MISSING, short_count, show
+from strata.report.templates import filled
 
-HERE = Path(__file__).parent
 _COLUMNS = (  # title, definition
     ("K", "Groups of neighbouring layers, without the last layer's own SAE where it was left out."),
     ("Layers of each group", "Not contiguous where “published” joins layers that are no neighbours."),
@@ -61,7 +60,7 @@ def write_groups_report(folder: Path) -> Path:
     )
     by_threshold = record["config"]["k"] == "auto" and record["config"]["budget"] == "none"
     drawn = curve(record["table"], chosen=record["k"], threshold=record["threshold"] if by_threshold else None)
-    page = _environment().get_template("groups.html").render(_content(record, distances, drawn))
+    page = filled("groups.html", _content(record, distances, drawn))
     files = {"heatmap.svg": distances, "amad.svg": drawn, "groups.md": _markdown(record), "index.html": page}
     try:
         for name, text in files.items():
@@ -74,19 +73,12 @@ def write_groups_report(folder: Path) -> Path:
     return folder / "index.html"
 
 
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-
-
 def _content(record: dict[str, Any], distances: str, drawn: str) -> dict[str, Any]:
     chosen = chosen_row(record)
     cka = record["cka"]
     if cka is not None:
         cka = heatmap(cka, sites=record["sites"], groups=record["groups"], title="Linear CKA between layers")
     return {
-        "css": Markup((HERE / "style.css").read_text(encoding="utf-8")),
         "model": _model(record),
         "about": _about(record),
         "verdict": _verdict(record),

@@ -1,22 +1,20 @@
 """The whole way of `strata interactions`: find, then files and a page of what was found."""
 
-import shutil
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from strata.atomic import as_json, put_folder
-from strata.errors import UserError
+from strata.atomic import as_json
 from strata.interactions.command import interactions
 from strata.interactions.files import GRAPHS, RECORD, write_interactions
 from strata.interactions_config import InteractionsConfig
+from strata.out_folder import check_free, new_folder
+from strata.report.templates import filled
 
-HERE = Path(__file__).parent
 _MOST_ROWS = 200
 
 
@@ -36,12 +34,9 @@ def interactions_and_report(config: InteractionsConfig, *, progress: bool = True
         UserError: what cannot be found, see there; or a folder that exists or cannot be written.
     """
     folder = config.folder()
-    _check_free(folder, overwrite=config.overwrite)
+    check_free(folder, record=RECORD, what="interactions", overwrite=config.overwrite)
     found = interactions(config, progress=progress)
-    unfinished = folder.with_name(f".unfinished-{folder.name}")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+    with new_folder(folder) as unfinished:
         about = as_json(asdict(config)) | {
             "strata_version": version("strata-sae"),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -52,9 +47,6 @@ def interactions_and_report(config: InteractionsConfig, *, progress: bool = True
         }
         page = page_of(record, pictures).encode("utf-8", errors="replace")
         (unfinished / "index.html").write_bytes(page)
-        put_folder(unfinished, folder)
-    except OSError as error:
-        raise UserError(f"`out` must be a folder that can be written. {folder}: {error.strerror}.") from error
     return folder / "index.html"
 
 
@@ -65,17 +57,9 @@ def page_of(record: dict[str, Any], pictures: dict[str, str]) -> str:
         record: interactions.json.
         pictures: SVG by graph, as `strata.interactions.picture.draw` makes it (which escapes every text).
     """
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("interactions.html").render(
-        css=Markup((HERE / "style.css").read_text(encoding="utf-8")),
-        about=record["about"],
-        keys=record["keys"],
-        counts=record["counts"],
-        graphs=[_shown(record, name, title, pictures) for name, title in GRAPHS.items()],
-        targets=record["targets"],
-    )
+    content = {name: record[name] for name in ("about", "keys", "counts", "targets")}
+    content["graphs"] = [_shown(record, name, title, pictures) for name, title in GRAPHS.items()]
+    return filled("interactions.html", content)
 
 
 def _shown(record: dict[str, Any], name: str, title: str, pictures: dict[str, str]) -> dict[str, Any]:
@@ -103,12 +87,3 @@ def _shown(record: dict[str, Any], name: str, title: str, pictures: dict[str, st
 
 def _number(value: float | int | None) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
-
-
-def _check_free(folder: Path, *, overwrite: bool) -> None:
-    if not folder.exists():
-        return
-    if not overwrite:
-        raise UserError(f"`out` must be a new folder. {folder} exists. Give another, or --overwrite.")
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / RECORD).exists()):
-        raise UserError(f"`out` must be a folder of interactions to be replaced. {folder} is none. Give another.")

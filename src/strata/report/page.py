@@ -3,17 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from strata.report.charts import MANY_SITES, bars, curves
 from strata.report.columns import FURTHER, HEADLINE, dead_window, table
 from strata.report.numbers import number
 from strata.report.run_files import RunFiles, read_run
 from strata.report.snippets import feature_cards
 from strata.report.summary import facts, heading, held_out, notices, tiles, verdict
+from strata.report.templates import filled, inlined
 
-HERE = Path(__file__).parent
 MOST_SITES_UNFOLDED = 2
 
 
@@ -34,7 +31,7 @@ def write_report(run_folder: Path) -> Path:
         UserError: there is no ``run.json``, or a file is not the JSON that it should be.
     """
     files = read_run(run_folder)
-    page = _environment().get_template("page.html").render(_content(files))
+    page = filled("page.html", _content(files))
     path = run_folder / "report" / "index.html"
     path.parent.mkdir(exist_ok=True)
     draft = path.with_suffix(".part")
@@ -43,19 +40,12 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-
-
 def _content(files: RunFiles) -> dict[str, Any]:
     sites = files.sites
     main = table(files, HEADLINE)
     cards = {site: feature_cards(files.features.get(site)) for site in sites}
     return {
-        "css": Markup((HERE / "style.css").read_text(encoding="utf-8")),
-        "js": Markup((HERE / "page.js").read_text(encoding="utf-8")),
+        "js": inlined("page.js"),
         "heading": heading(files),
         "verdict": verdict(files),
         "notices": notices(files),

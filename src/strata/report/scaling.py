@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from strata.atomic import write_whole
@@ -14,11 +13,11 @@ from strata.errors import UserError
 from strata.report.numbers import MISSING, duration, short_count, show
 from strata.report.scaling_figures import Band, Plot, Series, amount, draw
 from strata.report.scaling_tables import estimate, tables
+from strata.report.templates import filled
 from strata.scaling.command import scaling_run
 from strata.scaling.files import read_record
 from strata.scaling_config import ScalingConfig
 
-HERE = Path(__file__).parent
 _LOSS = "FVU, held out"
 
 
@@ -46,10 +45,7 @@ def write_scaling_report(folder: Path) -> Path:
     record = read_record(folder)
     if record.get("fit") is None:
         raise UserError(f"The sweep in {folder} has no fit yet. Go on with --resume, or fit it with --fit-only.")
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("scaling.html").render(_content(record))
+    page = filled("scaling.html", _content(record))
     try:
         write_whole(folder / "index.html", page.encode("utf-8", errors="replace"))
     except OSError as error:
@@ -64,7 +60,6 @@ def _content(record: Mapping[str, Any]) -> dict[str, Any]:
     fit = record["fit"]
     drawn = [(plot.title, draw(plot)) for plot in _plots(record)]
     return {
-        "css": Markup((HERE / "style.css").read_text(encoding="utf-8")),
         "model": str(record["model"].get("name", MISSING)),
         "about": _about(record),
         "verdict": verdict(fit),

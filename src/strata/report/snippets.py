@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from strata.report.numbers import number, numbers, show
+from strata.visible_text import visible
 
 N_SHADES = 10
 MOST_TOKENS_BEFORE, MOST_TOKENS_AFTER = 48, 24
@@ -19,8 +20,6 @@ KIND_NOTES = {
 }
 _CUT = '<span class="cut">…</span>'
 _LINE_BREAK = '<span class="nl">↵</span>'
-# Characters that would be invisible, or would reorder the line they stand in (bidirectional controls).
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]")
 
 
 def feature_cards(features: Any) -> list[dict[str, Any]]:
@@ -117,4 +116,6 @@ def _token(text: str, value: float, *, full: float, is_peak: bool) -> str:
 
 
 def _visible(text: str) -> str:
-    return _HIDDEN.sub(lambda hidden: f"⟨{ord(hidden[0]):X}⟩", text.replace("\r\n", "\n"))
+    """All of a token but the line ends, which get their own sign, and the tabs, which keep code in columns."""
+    pieces = re.split("([\n\t])", text.replace("\r\n", "\n"))
+    return "".join(piece if piece in ("\n", "\t") else visible(piece) for piece in pieces)

@@ -5,20 +5,21 @@ from pathlib import Path
 
 from strata.dashboard_config import DashboardConfig
 from strata.explain_config import ExplainConfig
-from strata.interpret.building import index_run
 from strata.interpret.index import FeatureIndex
+from strata.interpret.run_index import chosen_keys, index_run
 from strata.interpret_config import IndexConfig
 from strata.log import say
+from strata.out_folder import check_free
 from strata.report.dashboard.explained import Explanations
 from strata.report.dashboard.features import Shown
-from strata.report.dashboard.write import check_free, write_dashboard
+from strata.report.dashboard.write import RECORD, write_dashboard
 
 
 def dashboard(config: DashboardConfig, *, progress: bool = True) -> Path:
-    """Write the pages of a run's features; what they show and is not there yet is made before.
+    """Write the pages of the features of a run, or of some of its SAEs.
 
-    That is the index, by one pass of the language model, and explanations by token patterns (see
-    `strata.interpret.explain.command`), which need no other language model.
+    What they show and is not there yet is made before: the index, by one pass of the language model, and explanations
+    by token patterns (see `strata.interpret.explain.command`), which need no other language model.
 
     Args:
         config: the run, and what to show.
@@ -30,9 +31,10 @@ def dashboard(config: DashboardConfig, *, progress: bool = True) -> Path:
     Raises:
         UserError: what cannot be indexed or explained, a folder that exists or cannot be written.
     """
-    check_free(config.folder(), overwrite=config.overwrite)
+    check_free(config.folder(), record=RECORD, what="dashboards", overwrite=config.overwrite)
     index = index_run(config, progress=progress)
-    unexplained = tuple(site.key for site in index.sites() if not len(Explanations.read(site.folder)))
+    keys = chosen_keys(index, config.sites)
+    unexplained = tuple(key for key in keys if not len(Explanations.read(index[key].folder)))
     if config.explain and unexplained:
         _explain(index, config, unexplained, progress=progress)
     say("writing the pages", shown=progress)
@@ -41,6 +43,7 @@ def dashboard(config: DashboardConfig, *, progress: bool = True) -> Path:
         index,
         run_folder=Path(config.run),
         out=config.folder(),
+        keys=keys,
         shown=shown,
         neuronpedia=config.neuronpedia,
         progress=progress,

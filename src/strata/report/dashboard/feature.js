@@ -1,6 +1,6 @@
 "use strict";
 // The page of one feature.
-const GROUP_TITLES = { top: "Strongest", quantile: "By strength", random: "Drawn at random where it fires" };
+const GROUP_TITLES = { top: "Strongest", quantile: "By strength", random: "Drawn at random where it fires", silent: "Does not fire here" };
 
 function examplesOf(run, windows) {
   const ids = Strata.integers(windows.ids, run.id_bytes);
@@ -27,7 +27,9 @@ function exampleGroups(run, windows) {
     if (kind !== before) parts.push(h("h2", {}, GROUP_TITLES[kind]));
     before = kind;
     if (kind === "quantile") parts.push(h("h3", {}, `${digits3(low)} to ${digits3(high)} `, h("span.count", {}, `${percent(share)} of its firings`)));
-    parts.push(h("article", {}, h("ol", {}, examples.slice(start, start + n).map((example) => exampleItem(example, windows.max)))));
+    if (kind === "silent") parts.push(h("p.small", {}, "Other texts of the index, drawn at random."));
+    const shown = examples.slice(start, start + n).map((example) => exampleItem(example, windows.max, kind !== "silent"));
+    parts.push(h("article", {}, h("ol", {}, shown)));
     start += n;
   }
   return parts;
@@ -35,10 +37,25 @@ function exampleGroups(run, windows) {
 
 function explanationParts(run, explanations) {
   if (!explanations?.length) return [missing("Explanation", `strata explain ${run.folder}`)];
-  return explanations.map(({ text, by, scores, split, why }) => h("div.explained", {},
-    h("p.verdict", { dir: "auto" }, shortened(visible(text ?? "No explanation came back."), 1000)),
-    h("p.by", {}, `By ${visible(by)}. `, scores.length ? (split ? `Scored on ${visible(split)}: ` : "Scores: ") : "Not scored" + (why ? `: ${visible(why)}.` : ".")),
-    scores.length ? h("dl.scores", {}, scores.map(([name, value]) => h("div", {}, h("dt", {}, visible(name)), h("dd", {}, fixed(value, 2))))) : null));
+  const because = (why) => why ? `: ${visible(why)}.` : ".";
+  return explanations.map(({ text, by, scores, failures, half, split, why }) => h("div.explained", {},
+    h("p.verdict", { dir: "auto" }, text === null ? "No explanation came back" + because(why) : shortened(visible(text), 1000)),
+    h("p.by", {}, `By ${visible(by)}. `, scores.length ? `Scored on ${visible(split)}: ` : text === null ? null : "Not scored" + because(why)),
+    scores.length ? h("dl.scores", {}, scores.map(scoreItem)) : null,
+    failures.length ? h("p.small", {}, "Windows without an answer: ", failures.map(([reason, n]) => `${count(n)} × ${visible(reason)}`).join(", "), ".") : null,
+    half ? h("p.small", {}, "The limit on cost left it half scored: it counts in no mean.") : null));
+}
+
+// Where windows were left without an answer, a score tells so.
+function scoreItem([name, value, answered, asked]) {
+  const few = answered < asked ? h("dd.few", {}, `${count(answered)} of ${count(asked)} windows answered`) : null;
+  return h("div", {}, h("dt", {}, visible(name)), h("dd", {}, fixed(value, 2)), few);
+}
+
+function flag(run, density) {
+  if (density > 0 && density <= run.dense) return null;
+  const [word, what] = density > 0 ? ["dense", `Fires in more than ${percent(run.dense)} of the rows`] : ["silent", "Fires in no row of the index: dead, as far as they tell"];
+  return h("span.kind", { tip: what, tabindex: "0", "aria-label": `${word}: ${what}` }, word);
 }
 
 function factTiles(sae, columns, latent, feature) {
@@ -63,19 +80,25 @@ function logitParts(logits) {
       h("div", {}, h("h3", {}, "Down"), barList("Tokens pushed down most", rows(logits.down, logits.down_values))))];
 }
 
+function linkTo(sae, columns, latent) {
+  const said = columns.explanation[latent] ?? (columns.tokenId[latent] === null ? "" : columns.token[latent]);
+  return h("a", { href: featureAddress(sae.key, latent) }, String(latent), " ", h("bdi.soft", {}, shortened(visible(said), 60)));
+}
+
 function partnerParts(sae, columns, partners) {
   if (!partners?.length) return [h("h2", {}, "Fires together with"), h("p.small", {}, "No other latent of this SAE.")];
-  const name = (latent) => {
-    const said = columns.explanation[latent] ?? (columns.tokenId[latent] === null ? "" : columns.token[latent]);
-    return h("a", { href: featureAddress(sae.key, latent) }, String(latent), " ", h("bdi.soft", {}, shortened(visible(said), 60)));
-  };
   return [h("h2", {}, "Fires together with"),
     h("p.small", {}, "Jaccard index: rows with both, of rows with either."),
     barList("Latents that fire in the same rows", partners.map(([latent, jaccard, correlation]) => {
-      const link = name(latent);
+      const link = linkTo(sae, columns, latent);
       if (known(correlation)) link.dataset.tip = `correlation of firing (phi) ${fixed(correlation, 2)}`;
       return [link, jaccard, fixed(jaccard, 2)];
     }))];
+}
+
+function nearestParts(sae, columns, nearest) {
+  return [h("h2", {}, "Nearest directions"), h("p.small", {}, "Cosine of decoder rows, among all latents of this SAE."),
+    barList("Latents whose directions are nearest", nearest.map(([latent, cosine]) => [linkTo(sae, columns, latent), Math.max(0, cosine), fixed(cosine, 2)]))];
 }
 
 function layerParts(run, here, latent, layers) {
@@ -104,7 +127,7 @@ function featurePage(run, sae, columns, latent, feature) {
   const examples = feature.windows ? exampleGroups(run, feature.windows) : [h("p.hint", {}, `It fires in none of the ${count(sae.n_rows)} rows of the index.`)];
   return [
     h("header", {}, h("p.eyebrow", {}, h("a", { href: tableAddress(sae.key) }, visible(sae.key))),
-      h("div.title", {}, h("h1", {}, `Latent ${latent}`), h("p.steps", {}, step(latent - 1, "← " + (latent - 1), "Previous latent"), step(latent + 1, latent + 1 + " →", "Next latent"))),
+      h("div.title", {}, h("h1", {}, `Latent ${latent}`), flag(run, columns.density[latent]), h("p.steps", {}, step(latent - 1, "← " + (latent - 1), "Previous latent"), step(latent + 1, latent + 1 + " →", "Next latent"))),
       explanationParts(run, feature.explanations)),
     factTiles(sae, columns, latent, feature),
     h("div.columns", {},
@@ -115,6 +138,7 @@ function featurePage(run, sae, columns, latent, feature) {
         feature.histogram ? h("section", {}, h("h2", {}, "Histogram"), histogram(feature.histogram)) : null,
         h("section", {}, logitParts(feature.logits)),
         h("section", {}, partnerParts(sae, columns, feature.partners)),
+        feature.nearest?.length ? h("section", {}, nearestParts(sae, columns, feature.nearest)) : null,
         feature.layers?.length ? h("section", {}, layerParts(run, sae, latent, feature.layers)) : null,
         h("section", {}, steeringParts(run, sae, latent)))),
   ];

@@ -1,17 +1,21 @@
-"""What the page of one feature shows, compactly: examples, histogram, logits, partners."""
+"""What the page of one feature shows, compactly: examples, histogram, logits, partners, nearest directions.
+
+Not here: what the loss does when the feature is taken away, which takes passes of the language model for each feature,
+and the histogram of its effects on all logits, of which the index keeps the ends.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
-from strata.interpret.logit_effects import LogitEffects
 from strata.interpret.site_index import Firings, SiteIndex
 from strata.interpret.windows import Windows
 from strata.report.dashboard.encoding import bytes_for, integers, rounded
+from strata.report.dashboard.nearest import Nearest
 
-N_QUANTILES, N_OF_QUANTILE, N_RANDOM = 5, 2, 6
+N_QUANTILES, N_OF_QUANTILE, N_RANDOM, N_SILENT = 5, 2, 6, 4
 FULL_LEVEL = 65_535  # an activation is stored as a share of the feature's largest, in two bytes
 _SEED = 0
 
@@ -33,7 +37,7 @@ class Shown:
     @property
     def place_bytes(self) -> int:
         """Bytes that the number of a token among all of a page takes."""
-        n_windows = self.n_examples + N_QUANTILES * N_OF_QUANTILE + N_RANDOM
+        n_windows = self.n_examples + N_QUANTILES * N_OF_QUANTILE + N_RANDOM + N_SILENT
         return bytes_for(n_windows * (self.before + 1 + self.after))
 
 
@@ -42,9 +46,9 @@ class ExampleGroup:
     """Windows that were chosen in one way.
 
     Attributes:
-        kind: "top", "quantile" or "random".
+        kind: "top", "quantile", "random" or "silent".
         windows: the windows.
-        low: the weakest firing that could have been chosen.
+        low: the weakest firing that could have been chosen; 0 of silent ones, as are the next two.
         high: the strongest.
         share: of the feature's firings that could have been chosen, 0 to 1.
     """
@@ -57,33 +61,33 @@ class ExampleGroup:
 
 
 def example_groups(site: SiteIndex, latent: int, shown: Shown) -> list[ExampleGroup]:
-    """The strongest firings, some of each fifth of the activations, and some at random; none of a silent latent.
+    """The strongest firings, some of each fifth of the activations, some at random, and text without a firing.
 
     At random means each firing alike, so that a document with many of them is likelier to be seen. Text that the
-    strongest fifth or the draw shares with the strongest firings is shown in both.
+    strongest fifth or the draw shares with the strongest firings is shown in both. A latent that never fires has none.
     """
     firings = site.firings(latent)
     if not len(firings):
         return []
-    width = {"before": shown.before, "after": shown.after}
+    common: dict[str, Any] = {"before": shown.before, "after": shown.after, "firings": firings}
     values = np.sort(firings.values)[::-1]
     weakest, strongest = float(values[-1]), float(values[0])
-    groups = [ExampleGroup("top", site.top(latent, n=shown.n_examples, **width), weakest, strongest, 1.0)]
+    groups = [ExampleGroup("top", site.top(latent, n=shown.n_examples, **common), weakest, strongest, 1.0)]
     parts = np.array_split(values, N_QUANTILES)
-    quantiles = site.quantiles(latent, n_quantiles=N_QUANTILES, n_each=N_OF_QUANTILE, seed=_SEED, **width)
+    quantiles = site.quantiles(latent, n_quantiles=N_QUANTILES, n_each=N_OF_QUANTILE, seed=_SEED, **common)
     groups += [
         ExampleGroup("quantile", windows, float(part[-1]), float(part[0]), len(part) / len(values))
         for windows, part in zip(quantiles, parts, strict=True)
         if len(windows)
     ]
-    at_random = _drawn(site, latent, firings, width)
-    return [*groups, ExampleGroup("random", at_random, weakest, strongest, 1.0)]
+    at_random = site.windows(latent, _drawn(firings, latent), **common)
+    groups.append(ExampleGroup("random", at_random, weakest, strongest, 1.0))
+    return [*groups, ExampleGroup("silent", site.silent(latent, N_SILENT, seed=_SEED, **common), 0.0, 0.0, 0.0)]
 
 
-def _drawn(site: SiteIndex, latent: int, firings: Firings, width: dict[str, int]) -> Windows:
+def _drawn(firings: Firings, latent: int) -> Int[np.ndarray, " drawn"]:
     random = np.random.default_rng([_SEED, latent, 2])
-    tokens = random.choice(firings.tokens, min(N_RANDOM, len(firings)), replace=False)
-    return site.windows(latent, tokens, firings=firings, **width)
+    return random.choice(firings.tokens, min(N_RANDOM, len(firings)), replace=False)
 
 
 def feature_content(
@@ -91,7 +95,7 @@ def feature_content(
     latent: int,
     *,
     groups: list[ExampleGroup],
-    effects: LogitEffects | None,
+    nearest: Nearest | None,
     shown: Shown,
     id_bytes: int,
 ) -> dict[str, Any]:
@@ -101,7 +105,7 @@ def feature_content(
         site: its SAE's index.
         latent: its number.
         groups: of `example_groups`.
-        effects: `site.logit_effects()`, which is read from disk.
+        nearest: of its SAE.
         shown: with which these were made.
         id_bytes: bytes of a token's id.
     """
@@ -116,13 +120,16 @@ def feature_content(
         content["moments"] = rounded(moments)
         counts = statistics.histogram[latent].tolist()
         content["histogram"] = {"low": 0, "high": rounded(np.array([largest]))[0], "counts": counts}
-    if effects is not None:
+    if (effects := site.logit_effects()) is not None:
         content["logits"] = {
             "up": effects.top_ids[latent].tolist(),
             "up_values": rounded(effects.top_values[latent]),
             "down": effects.bottom_ids[latent].tolist(),
             "down_values": rounded(effects.bottom_values[latent]),
         }
+    if nearest is not None:
+        cosines = rounded(nearest.cosines[latent])
+        content["nearest"] = list(zip(nearest.latents[latent].tolist(), cosines, strict=True))
     partners = site.partners().of(latent)
     content["partners"] = [
         (other, jaccard, correlation)

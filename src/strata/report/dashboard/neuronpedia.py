@@ -19,16 +19,17 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from strata.interpret.logit_effects import LogitEffects
 from strata.interpret.site_index import SiteIndex
 from strata.report.dashboard.encoding import rounded
 from strata.report.dashboard.features import ExampleGroup
 
 BATCH_LATENTS = 128
+_KINDS = ("top", "quantile")
 _TOP_BIN = -1  # what SAEDashboard writes where a window was chosen for being strong, not from an interval
 _NOT_COMPUTED = (
     *("neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1"),
@@ -68,6 +69,38 @@ class NeuronpediaSource:
         return json.dumps(content, allow_nan=False)
 
 
+class BatchWriter:
+    """The batch files of one SAE, written as its features come.
+
+    Args:
+        folder: of the files; made if missing.
+        source: what they say of the SAE.
+        site: the SAE's index.
+    """
+
+    def __init__(self, folder: Path, source: NeuronpediaSource, site: SiteIndex) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._source, self._site = folder, source, site
+        self._vocabulary = [plain(text) for text in site.index.vocabulary]
+        self._features: list[dict[str, Any]] = []
+
+    def add(self, latent: int, groups: Sequence[ExampleGroup]) -> None:
+        """The next latent, one after the other from 0; a silent one, without groups, is left out.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        if groups:
+            feature = neuronpedia_feature(
+                *(self._site, latent), groups=groups, vocabulary=self._vocabulary, dataset=self._source.dataset
+            )
+            self._features.append(feature)
+        if (latent + 1) % BATCH_LATENTS == 0 or latent + 1 == self._site.d_sae:
+            path = self._folder / f"batch-{latent // BATCH_LATENTS}.json"
+            path.write_text(self._source.batch(self._features), encoding="utf-8")
+            self._features = []
+
+
 def plain(text: str) -> str:
     """The text with U+FFFD for lone surrogates and NUL."""
     whole = text.encode("utf-16-le", errors="surrogatepass").decode("utf-16-le", errors="replace")
@@ -79,7 +112,6 @@ def neuronpedia_feature(
     latent: int,
     *,
     groups: Sequence[ExampleGroup],
-    effects: LogitEffects | None,
     vocabulary: list[str],
     dataset: str,
 ) -> dict[str, Any]:
@@ -88,12 +120,12 @@ def neuronpedia_feature(
     Args:
         site: its SAE's index.
         latent: its number.
-        groups: of `example_groups`; those drawn at random are left out, since the shape has no place for them.
-        effects: `site.logit_effects()`, which is read from disk.
-        vocabulary: the text of each token id.
+        groups: of `example_groups`; those drawn at random and those without a firing are left out, since the shape has
+            no place for them.
+        vocabulary: the text of each token id, as `plain` gives it.
         dataset: the text's name.
     """
-    statistics, partners = site.statistics(), site.partners().of(latent)
+    statistics, partners, effects = site.statistics(), site.partners().of(latent), site.logit_effects()
     counts = statistics.histogram[latent]
     edges = np.linspace(0.0, float(statistics.max_activation[latent]), len(counts) + 1)
     n_sequences, sequence_tokens = site.index.token_ids.shape
@@ -103,9 +135,9 @@ def neuronpedia_feature(
         "correlated_features_indices": partners.latents.tolist(),
         "correlated_features_pearson": [v or 0.0 for v in rounded(partners.pearson)],  # NaN of a constant one
         "correlated_features_l1": rounded(partners.jaccard),
-        "neg_str": [plain(vocabulary[i]) for i in effects.bottom_ids[latent]] if effects else [],
+        "neg_str": [vocabulary[i] for i in effects.bottom_ids[latent]] if effects else [],
         "neg_values": rounded(effects.bottom_values[latent]) if effects else [],
-        "pos_str": [plain(vocabulary[i]) for i in effects.top_ids[latent]] if effects else [],
+        "pos_str": [vocabulary[i] for i in effects.top_ids[latent]] if effects else [],
         "pos_values": rounded(effects.top_values[latent]) if effects else [],
         "frac_nonzero": float(statistics.density[latent]),
         "freq_hist_data_bar_values": rounded((edges[:-1] + edges[1:]) / 2),
@@ -114,7 +146,7 @@ def neuronpedia_feature(
         "n_tokens_in_prompt": sequence_tokens,
         "dataset": plain(dataset),
     }
-    feature["activations"] = [a for g in groups if g.kind != "random" for a in _activations(g, vocabulary)]
+    feature["activations"] = [a for g in groups if g.kind in _KINDS for a in _activations(g, vocabulary)]
     return feature
 
 
@@ -128,7 +160,7 @@ def _activations(group: ExampleGroup, vocabulary: list[str]) -> list[dict[str, A
                 "bin_min": low,
                 "bin_max": high,
                 "bin_contains": share,
-                "tokens": [plain(vocabulary[number]) for number in group.windows.token_ids[i][there].tolist()],
+                "tokens": [vocabulary[number] for number in group.windows.token_ids[i][there].tolist()],
                 "values": rounded(group.windows.activations[i][there]),
                 "qualifying_token_index": int(there[: group.windows.peaks[i]].sum()),
             }

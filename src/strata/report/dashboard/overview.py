@@ -13,6 +13,7 @@ from strata.report.numbers import number
 from strata.report.run_files import RunFiles
 from strata.report.summary import heading
 
+DENSE = 0.1  # a feature that fires on a larger share of rows is called dense
 # The folder of an SAE that several layers share, as `strata.layer_groups.group_name` names it.
 _GROUP = re.compile(r"layers\.\d+(-\d+|(\+\d+)+)")
 
@@ -43,6 +44,7 @@ def run_content(
         "version": version("strata-sae"),
         "folder": shell_word(str(files.folder)),
         "n_tokens": int(index.is_token.sum()),
+        "dense": DENSE,
         "report": "../report/index.html" if report else None,
         "facts": _facts(index, files),
         "saes": saes,
@@ -54,7 +56,6 @@ def sae_content(site: SiteIndex, files: RunFiles, explanations: Explanations) ->
     """What the overview says of one SAE; None where something was not measured."""
     measured = files.measured(site.key) or files.measured(site.site)
     values = {name: number(measured.get(name)) for name in ("fvu", "explained_variance", "l0", "dead_share")}
-    scores = [s for s in explanations.scores(site.d_sae) if s is not None]
     return {
         "key": site.key,
         "site": site.site,
@@ -62,10 +63,13 @@ def sae_content(site: SiteIndex, files: RunFiles, explanations: Explanations) ->
         "d_sae": site.d_sae,
         "n_rows": int(site.n_rows),
         "n_silent": int((site.n_fired == 0).sum()),
+        "n_dense": int((site.n_fired > DENSE * site.n_rows).sum()),
         "explained": len(explanations) > 0,
         "n_explained": len(explanations),
         "score_name": explanations.score_name,
-        "mean_score": sum(scores) / len(scores) if scores else None,
+        "mean_score": explanations.mean_score,
+        "n_half_scored": explanations.n_half_scored,
+        "n_unanswered": explanations.n_unanswered,
         **values,
     }
 

@@ -2,13 +2,15 @@
 // Tokens as people can read them, and windows of text shaded by what the feature does at each token.
 const N_SHADES = 10;
 const MOST_CHARACTERS = 240; // of one token in an example
-// Characters that cannot be seen, or that would reorder the line they stand in.
-const HIDDEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\u{e0000}-\u{e007f}]/gu;
+// Characters that cannot be seen, or that would move others: control and format characters, lone surrogates, what is no
+// character. They get the signs of strata.visible_text, but for line ends and tabs, which are kept here.
+const HIDDEN = /[^\P{C}\n\t]|[\u2028\u2029]/gu;
+const SIGNS = { "\x7f": "␡", "\x85": "␤", "\u2028": "␤", "\u2029": "␤" };
+const signOf = (character) => SIGNS[character] ?? (character < " " ? String.fromCharCode(0x2400 + character.charCodeAt(0)) : "\ufffd");
+const visible = (text) => text.replaceAll("\r\n", "\n").replace(HIDDEN, signOf);
 
 const vocabulary = { texts: [] };
 const textOf = (id) => vocabulary.texts[id] ?? `⟨token ${id}⟩`;
-const code = (character) => `⟨${character.codePointAt(0).toString(16).toUpperCase()}⟩`;
-const visible = (text) => text.replaceAll("\r\n", "\n").replace(HIDDEN, code);
 
 function shortened(text, most) {
   const characters = text.length > 4 * most ? [...text.slice(0, 2 * most)] : [...text];
@@ -35,16 +37,17 @@ function tokenElements(text, value, max, isPeak) {
   return pieces.flatMap((piece) => piece === "\n" ? [mark(lineBreak()), "\n"] : [mark(piece)]);
 }
 
-// One window. Left and right arrow keys read the tokens that fire.
-function exampleItem(example, max) {
+// One window. Left and right arrow keys read the tokens that fire, if any does.
+function exampleItem(example, max, fires) {
   const { ids, values, peak } = example;
-  const text = h("pre", { tabindex: "0", role: "group", dir: "ltr",
-    "aria-label": `Example: token ${inline(textOf(ids[peak]))}, activation ${digits3(values[peak])}. Left and right arrow keys read the activations.` });
+  const text = h("pre", { tabindex: fires ? "0" : null, role: "group", dir: "ltr",
+    "aria-label": fires ? `Example: token ${inline(textOf(ids[peak]))}, activation ${digits3(values[peak])}. Left and right arrow keys read the activations.`
+      : "Example without a firing" });
   if (!example.isStart) text.append(h("span.cut", { "aria-hidden": "true" }, "…"));
-  ids.forEach((id, i) => text.append(...tokenElements(textOf(id), values[i], max, i === peak)));
+  ids.forEach((id, i) => text.append(...tokenElements(textOf(id), values[i], max, fires && i === peak)));
   if (!example.isEnd) text.append(h("span.cut", { "aria-hidden": "true" }, "…"));
-  text.addEventListener("keydown", readTokens);
-  const title = `Activation of the boxed token; document ${count(example.document)}`;
+  if (fires) text.addEventListener("keydown", readTokens);
+  const title = `${fires ? "Activation of the boxed token" : "It is silent here"}; document ${count(example.document)}`;
   return h("li", {}, h("span.at", { tip: title }, digits3(values[peak])), text);
 }
 
