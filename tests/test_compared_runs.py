@@ -26,7 +26,7 @@ from finished_runs import (
 )
 from strata.costs.flops import sae_step_flops
 from strata.errors import UserError
-from strata.evaluate import opened
+from strata.evaluate import run_model
 from strata.evaluate.held_out_text import held_out_batches
 from strata.evaluate.overlap import overlaps
 from strata.evaluate.runs import open_run, open_suites
@@ -234,7 +234,7 @@ def test_models_of_one_basename_are_told_apart_and_loaded_one_at_a_time(
         before.append(weakref.ref(lm.model))
         return lm
 
-    monkeypatch.setattr(opened, "LanguageModel", load)
+    monkeypatch.setattr(run_model, "LanguageModel", load)
     found = evaluated(tmp_path / "out", *runs, pca=True, tasks=("induction",), n_pairs=4)
     names = [str(model) for model in models]
     assert len(before) == 2 and list(found["text"]["models"]) == names
