@@ -614,7 +614,7 @@ def test_costs_are_the_formulas(subject: Subject) -> None:
     lengths = Lengths(prompt=6.0, written=3.0)
     n_tokens = means(subject, (*MATERIAL.positive, *MATERIAL.negative)).n_tokens
     found = {name: METHODS[name].build(subject, MATERIAL).cost(1.0, lengths) for name in METHODS}
-    assert (found["nothing"].first_concept, found["nothing"].token) == (0.0, 0.0)
+    assert (found["nothing"].training, found["nothing"].concept, found["nothing"].token) == (0.0, 0.0, 0.0)
     assert found["sae-add"].training == found["sae-clamp"].training == 1e6
     assert found["sae-add"].token == 3 * addition_flops(WIDTH) == 3 * 32
     assert found["sae-clamp"].token == 3 * clamp_flops(WIDTH, D_SAE) == 3 * (2 * 32 * 48 + 64)

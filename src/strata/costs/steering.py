@@ -28,11 +28,6 @@ class SteeringCost:
     concept: float
     token: float
 
-    @property
-    def first_concept(self) -> float:
-        """Before the first token can be written: training and one concept."""
-        return self.training + self.concept
-
 
 def sae_training_flops(n_rows: Number, *, forward_flops: Number, d_in: int, d_sae: int, k: int) -> float:
     """FLOPs of one site's SAE as if trained alone: rows · (f + step), the step of `strata.costs.flops`.

@@ -9,6 +9,7 @@ from strata.errors import UserError, did_you_mean
 from strata.evaluate.runs import Run
 from strata.formats import native
 from strata.formats.folder import read_json
+from strata.lm.sites import depth
 from strata.sae.model import SAE
 
 _CONFIG = "cfg.json"
@@ -58,7 +59,7 @@ def places_of(run: Run) -> list[Place]:
             found.append(Place("/".join(parts), site, folder))
     if not found:
         raise UserError(f"`run` must hold SAEs. {run.folder} holds none. Give another, or train one.")
-    return sorted(found, key=lambda place: (_depth(place.site), place.key))
+    return sorted(found, key=lambda place: (depth(place.site), place.key))
 
 
 def chosen_place(places: Sequence[Place], *, site: str, key: str) -> Place:
@@ -98,8 +99,3 @@ def _is_transcoder(about: dict[str, Any]) -> bool:
     return "transcoder" in str(about.get("architecture", "")) or bool(
         about.get("transcode") or about.get("skip_connection")
     )
-
-
-def _depth(site: str) -> list[tuple[int, str]]:
-    """By which sites are sorted: numbers by their size."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in site.split(".")]

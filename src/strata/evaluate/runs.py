@@ -10,6 +10,7 @@ from typing import Any
 from strata.errors import UserError
 from strata.evaluate.suites import by_suite
 from strata.formats import native
+from strata.lm.sites import depth
 from strata.log import say
 from strata.sae.model import SAE, Transcoder
 
@@ -221,19 +222,14 @@ def saes_of(run: Run, *, progress: bool) -> list[FoundSAE]:
             f"`runs` must hold SAEs. {run.folder} holds {n_transcoders} transcoder(s) and no SAE. Leave it out."
         )
     order = {key: place for place, key in enumerate(run.record.get("dead", {}))}
-    return sorted(found, key=lambda one: (order.get(one.key, len(order)), one.key, _depth(one.site)))
+    return sorted(found, key=lambda one: (order.get(one.key, len(order)), one.key, depth(one.site)))
 
 
 def _pack(found: Sequence[FoundSAE], label: str) -> list[list[FoundSAE]]:
     """The SAEs of a label as suites, see `by_suite`, each in the order of its sites."""
     of_label = {one.path: one for one in found if one.label == label}
     suites = by_suite({path: one.sae for path, one in of_label.items()})
-    return [sorted((of_label[path] for path in suite), key=lambda one: _depth(one.site)) for suite in suites]
-
-
-def _depth(site: str) -> list[tuple[int, str]]:
-    """By which sites are sorted: numbers by their size."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in site.split(".")]
+    return [sorted((of_label[path] for path in suite), key=lambda one: depth(one.site)) for suite in suites]
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +32,7 @@ from strata.interpret.index_layout import (
 from strata.interpret.index_writing import IndexWriter
 from strata.interpret.logit_effects import LogitEffects
 from strata.lm.model import LanguageModel
+from strata.lm.sites import depth
 from strata.lm.tokens import TokenBatch, TokenStream
 from strata.lm.unembedding import unembedding
 from strata.lm.vocabulary import token_texts
@@ -134,22 +134,13 @@ def build(
         "n_shards": n_shards,
         "n_sequences": n_sequences,
         "logit_effects": [*whole.get("logit_effects", []), *with_effects],
-        "saes": _by_depth(whole["saes"] | record["saes"]),
+        "saes": dict(sorted((whole["saes"] | record["saes"]).items(), key=lambda sae: depth(sae[0]))),
         "stated": record["stated"] | {"saes": whole["stated"]["saes"] | record["stated"]["saes"]},
         "complete": True,
         "being_made": {},
     }
     write_json(folder / RECORD, record | found)
     return FeatureIndex.open(folder)
-
-
-def _by_depth(saes: dict[str, Any]) -> dict[str, Any]:
-    """In the order of layers, numbers by their size."""
-
-    def place(key: str) -> list[tuple[int, str]]:
-        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", key)]
-
-    return {key: saes[key] for key in sorted(saes, key=place)}
 
 
 def _make_room(folder: Path, record: dict[str, Any], before: dict[str, Any]) -> None:

@@ -131,6 +131,11 @@ class SiteMap:
         return [Site(f"{name}.{part}", path, in_residual_stream=True) for name, part, path in found if path is not None]
 
 
+def depth(name: str) -> list[tuple[int, str]]:
+    """By which names of sites, and folders named after them, are sorted: numbers by their size."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
 def first_tensor(output: Any) -> Any:
     """What a module returned, or its first element where that is a tuple or list."""
     return output[0] if isinstance(output, (tuple, list)) else output

@@ -9,6 +9,7 @@ from typing import Any
 
 from strata.config import SAEConfig
 from strata.errors import UserError
+from strata.lm.sites import depth
 from strata.report.numbers import number
 
 
@@ -33,12 +34,12 @@ class RunFiles:
         """Every site that any file speaks of, by depth: of a group `layers.0-2/layers.1` and so on, not the group."""
         named = {*self.trained, *_section(self.evaluation, "sites"), *self.features, *self.widths}
         layers = {name.rsplit("/", 1)[0] for name in named if "/layers." in name}
-        return sorted(named - layers, key=_by_depth)
+        return sorted(named - layers, key=depth)
 
     @cached_property
     def trained(self) -> list[str]:
         """Every site or group whose training was logged, by depth."""
-        return sorted({site for line in self.metrics for site in _section(line, "sites")}, key=_by_depth)
+        return sorted({site for line in self.metrics for site in _section(line, "sites")}, key=depth)
 
     @property
     def last(self) -> dict[str, Any]:
@@ -111,10 +112,6 @@ def _section(value: Any, key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _by_depth(site: str) -> list[str | int]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", site)]
-
-
 def _broken(path: Path, what: str) -> UserError:
     return UserError(
         f"{path.name!r} of a run folder must be {what}. Got something else in {str(path)!r}. Restore or delete it."
@@ -158,8 +155,8 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _read_widths(folder: Path) -> dict[str, tuple[int, int]]:
     widths = {}
-    depths = ("*", "*/*", "*/*/*")  # the deeper ones of sweeps and groups
-    for path in [found for depth in depths for found in folder.glob(f"{depth}/cfg.json")]:
+    patterns = ("*", "*/*", "*/*/*")  # the deeper ones of sweeps and groups
+    for path in [found for pattern in patterns for found in folder.glob(f"{pattern}/cfg.json")]:
         try:
             config = _read_object(path)
         except UserError:  # a checkpoint half written costs the report one number, not the page
