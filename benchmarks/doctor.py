@@ -18,8 +18,8 @@ from typing import Any
 from machine import describe
 
 from strata.collect import collect_run
-from strata.collect_config import CollectConfig
-from strata.config import SAEConfig, TrainConfig
+from strata.config.collect import CollectConfig
+from strata.config.train import SAEConfig, TrainConfig
 from strata.doctor.examine import examine
 from strata.memory import settle_memory
 from strata.run import train_run

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from machine import describe
 
-from strata.explain_config import ExplainConfig
+from strata.config.explain import ExplainConfig
 from strata.interpret.explain.command import explain_index
 from strata.interpret.explain.record import OWN, file_name
 from strata.interpret.explain.summary import table

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from strata import SAEConfig
 from strata.bench.rows import BenchRows, demo_rows
-from strata.config import Architecture
+from strata.config.train import Architecture
 from strata.sae import metrics
 from strata.sae.learner import Learner
 

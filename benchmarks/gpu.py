@@ -30,7 +30,7 @@ from strata.activations.harvest import collect, forward_dtype, token_stream
 from strata.activations.stream import Stream
 from strata.bench.command import measured
 from strata.bench.registry import chosen
-from strata.bench_config import BenchOptions
+from strata.config.bench import BenchOptions
 from strata.kernels.backend import kernels, score_dtype
 from strata.sae.learner import Learner
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from strata.explain_config import ExplainConfig
+from strata.config.explain import ExplainConfig
 from strata.interpret.building import build_index
 from strata.interpret.explain.command import explain_index
 from strata.interpret.explain.record import read_explanations

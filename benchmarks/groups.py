@@ -28,13 +28,13 @@ from strata.activations.collected import Activations
 from strata.activations.distances import measured_similarity
 from strata.activations.harvest import collect, forward_dtype, token_stream
 from strata.assignments import assign
+from strata.config.layer_groups import group_name
 from strata.costs.flops import sae_step_flops
 from strata.evaluate.held_out_text import held_out_batches
 from strata.evaluate.language_loss import LossSums, Predictions, cross_entropy, flat_logits, log_probs_at, pieces
 from strata.evaluate.suites import evaluate_suites
 from strata.evaluate.tasks.registry import make_task
 from strata.evaluate.tasks.scores import task_scores
-from strata.layer_groups import group_name
 from strata.lm.flops import forward_flops_of
 from strata.lm.text import open_texts
 from strata.loop import Recording

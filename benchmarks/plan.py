@@ -25,11 +25,11 @@ from machine import describe
 
 from strata import LanguageModel
 from strata.cli import parse_train
+from strata.config.plan import PlanOptions
 from strata.machine.calibration import calibrate
 from strata.machine.rates import known_rates, read_calibration
 from strata.memory import settle_memory
 from strata.plan.training import plan_training
-from strata.plan_config import PlanOptions
 
 _WIDE = (384, 512)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from machine import describe
 
 from strata.atomic import write_json
+from strata.config.steer import SteerConfig
 from strata.memory import settle_memory
 from strata.steer.command import compare
 from strata.steer.opened import opened_run
 from strata.steer.tables import table
-from strata.steer_config import SteerConfig
 
 
 def main() -> None:

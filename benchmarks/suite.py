@@ -33,7 +33,7 @@ from strata import LanguageModel, SAEConfig
 from strata.activations.harvest import forward_dtype, token_stream
 from strata.bench.peers import silence
 from strata.bench.registry import installed
-from strata.config import TrainConfig
+from strata.config.train import TrainConfig
 from strata.log import say
 from strata.memory import settle_memory
 from strata.run import train_run

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from strata.evaluate_config import EvaluateConfig
+from strata.config.evaluate import EvaluateConfig
 from strata.lm.model import LanguageModel
 from strata.report.comparison import evaluate_and_report
 from strata.sae.gates import TopK

@@ -23,7 +23,7 @@ from strata.bench.rows import demo_sites, open_rows, synthetic_rows
 from strata.bench.tables import lines_of
 from strata.bench.turns import Times, step_timer, take_turns, timed
 from strata.bench.worker import Worker
-from strata.bench_config import BenchOptions
+from strata.config.bench import BenchOptions
 from strata.errors import UserError
 
 CPU = torch.device("cpu")

@@ -12,7 +12,9 @@ import torch
 
 from strata.activations.harvest import collect_activations
 from strata.checkpoint import save_checkpoint
-from strata.config import SAEConfig, TrainConfig
+from strata.config.layer_groups import Group
+from strata.config.plan import PlanOptions
+from strata.config.train import SAEConfig, TrainConfig
 from strata.costs.memory import (
     checkpoint_bytes,
     evaluation_memory,
@@ -23,12 +25,10 @@ from strata.costs.memory import (
     training_memory,
 )
 from strata.costs.step import SAEShape
-from strata.layer_groups import Group
 from strata.lm.model import LanguageModel
 from strata.lm.outline import outline
 from strata.machine.rates import HARDWARE
 from strata.plan.training import plan_training
-from strata.plan_config import PlanOptions
 from strata.run_folder import save_saes
 from strata.sae.learner import Learner
 
@@ -46,7 +46,7 @@ if sys.platform == "linux":
 import torch
 torch.set_num_threads(1)
 from strata.activations.harvest import token_stream
-from strata.config import SAEConfig, TrainConfig
+from strata.config.train import SAEConfig, TrainConfig
 from strata.lm.model import LanguageModel
 from strata.report.run import train_and_report
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from strata.config import SAEConfig, TrainConfig
-from strata.dashboard_config import DashboardConfig
+from strata.config.dashboard import DashboardConfig
+from strata.config.train import SAEConfig, TrainConfig
 from strata.errors import UserError
 from strata.interpret.explain.record import ExplainedFeature, ExplanationsFile
 from strata.interpret.index import FeatureIndex

@@ -24,7 +24,7 @@ from strata.activations.collected import Activations
 from strata.activations.harvest import token_stream
 from strata.assignments import assign
 from strata.checkpoint import checkpoint_steps, load_checkpoint
-from strata.config import SAEConfig, TrainConfig
+from strata.config.train import SAEConfig, TrainConfig
 from strata.costs.step import SAEShape
 from strata.distributed.checkpoint import restored
 from strata.distributed.latents import LatentShard

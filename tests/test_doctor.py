@@ -26,7 +26,8 @@ from planted_runs import (
     with_record,
     write,
 )  # fmt: skip
-from strata.config import SAEConfig, TrainConfig
+from strata.config.doctor import DoctorConfig
+from strata.config.train import SAEConfig, TrainConfig
 from strata.doctor.checks.dead import short_window, silent_in_one_step, unused_if_equal
 from strata.doctor.checks.speed import waiting_for_rows
 from strata.doctor.command import doctor
@@ -38,7 +39,6 @@ from strata.doctor.live import Watch
 from strata.doctor.pace import pace, pace_or_estimate
 from strata.doctor.record import Record
 from strata.doctor.recorded import expected_dead, recorded
-from strata.doctor_config import DoctorConfig
 from strata.errors import UserError
 
 PAGE = Path(__file__).parents[1] / "docs" / "reading-a-run.md"

@@ -14,11 +14,11 @@ import torch
 
 from finished_runs import SITES, config, evaluated, layer_wise, write_run, write_text
 from strata.cli import main
+from strata.config.evaluate import EvaluateConfig
 from strata.errors import MissingExtraError, UserError
 from strata.evaluate import compare, lm_eval_suites
 from strata.evaluate.harness import harness_table, run_lm_eval
 from strata.evaluate.parts import Parts, stamps
-from strata.evaluate_config import EvaluateConfig
 from strata.lm.model import LanguageModel
 from strata.lm.random_weights import with_random_weights
 from strata.report.comparison import evaluate_and_report

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from loopback_server import Answer, LoopbackServer, chat_answer, task_of
+from strata.config.explain import ExplainConfig
 from strata.errors import UserError
-from strata.explain_config import ExplainConfig
 from strata.interpret.explain import command, features
 from strata.interpret.explain.choice import Choice
 from strata.interpret.explain.explained import Explained

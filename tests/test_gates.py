@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.kernels import reference
 from strata.kernels.gradient import matrix
 from strata.sae.gates import TopK

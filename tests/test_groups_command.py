@@ -12,12 +12,12 @@ import torch
 
 from strata.activations.distances import LayerSimilarity
 from strata.activations.harvest import collect_activations
+from strata.config.groups import GroupsConfig
 from strata.errors import UserError
 from strata.groups.choice import check_choice, choose, grouping_table
 from strata.groups.command import groups_run
 from strata.groups.cost import GroupingCost
 from strata.groups.files import read_groups, read_record
-from strata.groups_config import GroupsConfig
 from strata.lm.flops import forward_flops_of
 from strata.lm.model import LanguageModel
 from strata.report.groups import groups_and_report, layers_text, write_groups_report

@@ -24,13 +24,7 @@ LAYERS = (
     ),
     (
         "intent",
-        (
-            *("strata.settings", "strata.config", "strata.collect_config", "strata.groups_config"),
-            *("strata.evaluate_config", "strata.plan_config", "strata.scaling_config", "strata.doctor_config"),
-            *("strata.bench_config", "strata.interpret_config", "strata.explain_config", "strata.dashboard_config"),
-            *("strata.steer_config", "strata.interactions_config"),
-            *("strata.sweep", "strata.recipes", "strata.layer_groups"),
-        ),
+        ("strata.config", "strata.recipes"),
     ),
     ("mathematics", ("strata.sae", "strata.kernels", "strata.grouping", "strata.similarity", "strata.costs")),
     (

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from finished_runs import grouped, layer_wise, sae, write_run, write_text
+from strata.config.interpret import IndexConfig
 from strata.errors import UserError
 from strata.interpret import building, index_layout, index_writing, run_index
 from strata.interpret.building import build_index
@@ -25,7 +26,6 @@ from strata.interpret.index_writing import IndexWriter
 from strata.interpret.run_index import index_run
 from strata.interpret.site_index import SiteIndex
 from strata.interpret.windows import Windows
-from strata.interpret_config import IndexConfig
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch
 from strata.lm.vocabulary import token_texts

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from strata.config.interactions import InteractionsConfig
 from strata.errors import UserError
 from strata.interactions.command import Interactions, interactions
 from strata.interactions.edges import Edges, attribution_edges
@@ -19,7 +20,6 @@ from strata.interactions.files import as_record, write_interactions
 from strata.interactions.graph import Names, attribution_graph, coactivation_graph
 from strata.interactions.picture import MOST_NODES, draw, strongest
 from strata.interactions.targets import heaviest, some_sequences
-from strata.interactions_config import InteractionsConfig
 from strata.interpret.building import build_index
 from strata.interpret.coactivation import Measure, Ranking, partners, partners_across
 from strata.interpret.coactivation_counts import shard_of

@@ -15,9 +15,9 @@ from strata.activations.store import open_store
 from strata.activations.stream import Stream
 from strata.assignments import assign, reads, sites_read
 from strata.cli import main
-from strata.config import SAEConfig
+from strata.config.layer_groups import Group, checked_groups, group_name
+from strata.config.train import SAEConfig
 from strata.errors import UserError
-from strata.layer_groups import Group, checked_groups, group_name
 from strata.lm.model import LanguageModel
 from strata.loop import Recording
 from strata.sae.gates import TopK

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.kernels.pytorch import unit_rows_
 from strata.sae import metrics
 from strata.sae.learner import Learner

@@ -15,7 +15,7 @@ import torch
 import strata
 from strata.activations.collected import Activations
 from strata.assignments import assign
-from strata.config import SAEConfig, TrainConfig
+from strata.config.train import SAEConfig, TrainConfig
 from strata.errors import MissingExtraError, UserError
 from strata.evaluate.held_out import reconstruction_quality
 from strata.evaluate.logged import logged_quality

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.errors import UserError, is_out_of_memory
 from strata.sae.learner import Learner
 

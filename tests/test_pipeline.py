@@ -18,8 +18,8 @@ from strata.activations.harvest import harvest, token_stream
 from strata.activations.source import SiteRows
 from strata.activations.stream import Stream
 from strata.activations.streamed_rows import StreamedRows
+from strata.config.layer_groups import Group
 from strata.errors import UserError, is_out_of_memory
-from strata.layer_groups import Group
 from strata.lm import microbatch
 from strata.lm.compiled import CompiledBlocks, pays
 from strata.lm.microbatch import Microbatch, positions_between

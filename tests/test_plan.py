@@ -10,13 +10,14 @@ import pytest
 from finished_runs import write_text
 from strata.activations.harvest import collect_activations, token_stream
 from strata.amounts import prefixed, share, sized, spent
-from strata.collect_config import CollectConfig
-from strata.config import SAEConfig, TrainConfig
+from strata.config.collect import CollectConfig
+from strata.config.evaluate import EvaluateConfig
+from strata.config.groups import GroupsConfig
+from strata.config.plan import PlanOptions
+from strata.config.train import SAEConfig, TrainConfig
 from strata.costs.flops import sae_step_flops
 from strata.costs.step import Rates, SAEShape, StepSeconds, step_work
 from strata.errors import UserError
-from strata.evaluate_config import EvaluateConfig
-from strata.groups_config import GroupsConfig
 from strata.lm.flops import forward_flops_of
 from strata.lm.model import LanguageModel
 from strata.lm.outline import outline
@@ -28,7 +29,6 @@ from strata.plan.recommend import break_even
 from strata.plan.rows import RowShape
 from strata.plan.saes import busiest, planned_sae
 from strata.plan.text import TokenCount, count_tokens
-from strata.plan_config import PlanOptions
 
 ROWS = 40_960
 DEMO = TrainConfig(sites=("all",), n_tokens=ROWS, sae=SAEConfig(k=16))

@@ -12,13 +12,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from strata.amounts import powered, prefixed, sized
-from strata.collect_config import CollectConfig
-from strata.config import SAEConfig, TrainConfig
+from strata.config.collect import CollectConfig
+from strata.config.evaluate import EvaluateConfig
+from strata.config.groups import GroupsConfig
+from strata.config.plan import PlanOptions
+from strata.config.train import SAEConfig, TrainConfig
 from strata.costs.flops import sae_step_flops
 from strata.costs.step import SAEShape, step_work
 from strata.errors import UserError
-from strata.evaluate_config import EvaluateConfig
-from strata.groups_config import GroupsConfig
 from strata.lm.flops import forward_flops_of
 from strata.lm.model import LanguageModel
 from strata.lm.outline import outline
@@ -30,7 +31,6 @@ from strata.plan.quote import Excess, Quote
 from strata.plan.saes import planned_sae
 from strata.plan.tables import groups_table
 from strata.plan.ways import Ways
-from strata.plan_config import PlanOptions
 from strata.sae.learner import Learner
 
 ROWS, D_IN, D_SAE, K = 40_960, 192, 3072, 16

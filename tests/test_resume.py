@@ -29,8 +29,8 @@ from strata.activations.stream import Stream
 from strata.assignments import assign
 from strata.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
 from strata.collect import collect_run
-from strata.collect_config import CollectConfig
-from strata.config import SAEConfig, TrainConfig
+from strata.config.collect import CollectConfig
+from strata.config.train import SAEConfig, TrainConfig
 from strata.errors import UserError
 from strata.loop import Prepared, Recording
 from strata.run import train_run

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.kernels.gradient import matrix
 from strata.sae import resampling, revival
 from strata.sae.learner import Learner

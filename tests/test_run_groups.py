@@ -9,7 +9,7 @@ import torch
 
 from strata.activations.harvest import collect_activations
 from strata.cli import main
-from strata.config import SAEConfig, TrainConfig
+from strata.config.train import SAEConfig, TrainConfig
 from strata.errors import UserError
 from strata.groups import of_run
 from strata.groups.files import read_record

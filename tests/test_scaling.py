@@ -18,6 +18,7 @@ import torch
 
 from strata.activations.harvest import collect_activations
 from strata.activations.store import open_store
+from strata.config.scaling import ScalingConfig
 from strata.costs.flops import sae_step_flops
 from strata.costs.memory import training_memory
 from strata.costs.scaling_fit import bootstrap, fit_law
@@ -34,7 +35,6 @@ from strata.scaling.command import scaling_run
 from strata.scaling.files import read_record
 from strata.scaling.memory import most_side_by_side
 from strata.scaling.subject import subject_of
-from strata.scaling_config import ScalingConfig
 from strata.signals import Interrupted
 
 from tiny_models import tiny_model, tiny_tokenizer  # isort: skip

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from strata.config.steer import SteerConfig
 from strata.costs.steering import addition_flops, clamp_flops, prefix_flops, sae_training_flops
 from strata.errors import UserError
 from strata.interpret.building import build_index
@@ -38,7 +39,6 @@ from strata.steer.steering import steered
 from strata.steer.subject import Subject, means
 from strata.steer.tables import table
 from strata.steer.vector_method import contrastive_addition, difference_of_means
-from strata.steer_config import SteerConfig
 from tiny_models import ARCHITECTURES, ENCODERS, VOCABULARY, WIDTH, shared_language_model, tiny_model, tiny_tokenizer
 
 SITE = "layers.1"

@@ -30,7 +30,7 @@ from strata.activations.store_plan import StorePlan
 from strata.activations.store_writing import write_store
 from strata.activations.whole_files import only_writer
 from strata.collect import collect_run
-from strata.collect_config import CollectConfig
+from strata.config.collect import CollectConfig
 from strata.lm.model import LanguageModel
 
 from tiny_models import MAX_POSITIONS, save_tiny_model, tiny_model, tiny_tokenizer  # isort: skip

@@ -13,14 +13,14 @@ import strata
 from strata.assignments import assign, sites_read
 from strata.cli import main, parse_train
 from strata.collect import collect_run
-from strata.collect_config import CollectConfig
-from strata.config import SAEConfig, TrainConfig
+from strata.config.collect import CollectConfig
+from strata.config.sweep import check_sweep, labels, sweep_configs
+from strata.config.train import SAEConfig, TrainConfig
 from strata.errors import UserError
 from strata.loop import Recording
 from strata.recipes import RECIPES
 from strata.run import train_run
 from strata.sae.model import Transcoder
-from strata.sweep import check_sweep, labels, sweep_configs
 from tiny_models import save_tiny_model, shared_language_model
 
 SMALL = SAEConfig(expansion_factor=2, k=4, batch_size=32, text_batch_size=4)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.errors import UserError
 from strata.kernels.capacity import Capacity
 from strata.sae.graphed import GraphedSteps, Recordable, are_recorded

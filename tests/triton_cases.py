@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from strata.config import SAEConfig
+from strata.config.layer_groups import Group
+from strata.config.train import SAEConfig
 from strata.kernels import backend, pytorch, reference, select, triton
 from strata.kernels.entries import SparseEntries
 from strata.kernels.padded import PaddedEntries
-from strata.layer_groups import Group
 from strata.sae import learner as learner_module
 from strata.sae.learner import Learner
 from strata.sae.rules.threshold import ThresholdRule

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from strata.activations.collected import Activations as Activations
     from strata.activations.harvest import collect_activations as collect_activations
-    from strata.config import SAEConfig as SAEConfig
-    from strata.config import TrainConfig as TrainConfig
+    from strata.config.train import SAEConfig as SAEConfig
+    from strata.config.train import TrainConfig as TrainConfig
     from strata.errors import UserError as UserError
     from strata.interpret.building import build_index as build_index
     from strata.interpret.explain.command import explain as explain
@@ -36,10 +36,10 @@ _HOMES = {
     "LanguageModel": "strata.lm.model",
     "Recording": "strata.loop",
     "SAE": "strata.sae.model",
-    "SAEConfig": "strata.config",
+    "SAEConfig": "strata.config.train",
     "SparseCode": "strata.shapes",
     "Strength": "strata.steer.intervention",
-    "TrainConfig": "strata.config",
+    "TrainConfig": "strata.config.train",
     "Trainer": "strata.train",
     "UserError": "strata.errors",
     "build_index": "strata.interpret.building",

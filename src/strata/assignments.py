@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from strata.config import SAEConfig
+from strata.config.layer_groups import Group, group_name
+from strata.config.sweep import check_sweep, labels
+from strata.config.train import SAEConfig
 from strata.errors import UserError, did_you_mean
-from strata.layer_groups import Group, group_name
 from strata.sae.group import GroupSAE
 from strata.sae.model import SAE
-from strata.sweep import check_sweep, labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def assign(
         skip: transcoders get a skip connection.
         init: site (or group's name) → what its SAEs start from.
         groups: sites that share an SAE, which then takes the place of one SAE per site; see
-            `strata.layer_groups.checked_groups`.
+            `strata.config.layer_groups.checked_groups`.
 
     Raises:
         UserError: configs that cannot be trained side by side; a target or an init of a site that is not trained; a

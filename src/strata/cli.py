@@ -126,7 +126,7 @@ def parse_train(words: Sequence[str], *, plan: bool = False) -> Any:
     Raises:
         UserError: unknown recipe or flag, or a value that does not fit.
     """
-    from strata.config import TrainConfig
+    from strata.config.train import TrainConfig
     from strata.recipes import RECIPES
 
     given = list(words)
@@ -154,14 +154,14 @@ def _parse_collect(words: Sequence[str], *, plan: bool = False) -> Any:
 
 
 def _parse_groups(words: Sequence[str], *, plan: bool = False) -> Any:
-    from strata.groups_config import GroupsConfig
+    from strata.config.groups import GroupsConfig
 
     given = ["--model", *words] if words and not words[0].startswith("-") else words
     return parsed(GroupsConfig, given, command="groups", usage="groups [MODEL]", default=GroupsConfig(), plan=plan)
 
 
 def _parse_evaluate(words: Sequence[str], *, plan: bool = False) -> Any:
-    from strata.evaluate_config import EvaluateConfig
+    from strata.config.evaluate import EvaluateConfig
 
     named = bool(words) and not words[0].startswith("-")
     if not named and not {"--runs", "-h", "--help"} & set(words):
@@ -195,37 +195,37 @@ def _of_run(words: Sequence[str], *, command: str, description: type) -> Any:
 
 
 def _parse_doctor(words: Sequence[str]) -> Any:
-    from strata.doctor_config import DoctorConfig
+    from strata.config.doctor import DoctorConfig
 
     return _of_run(words, command="doctor", description=DoctorConfig)
 
 
 def _parse_explain(words: Sequence[str]) -> Any:
-    from strata.explain_config import ExplainConfig
+    from strata.config.explain import ExplainConfig
 
     return _of_run(words, command="explain", description=ExplainConfig)
 
 
 def _parse_dashboard(words: Sequence[str]) -> Any:
-    from strata.dashboard_config import DashboardConfig
+    from strata.config.dashboard import DashboardConfig
 
     return _of_run(words, command="dashboard", description=DashboardConfig)
 
 
 def _parse_steer(words: Sequence[str]) -> Any:
-    from strata.steer_config import SteerConfig
+    from strata.config.steer import SteerConfig
 
     return _of_run(words, command="steer", description=SteerConfig)
 
 
 def _parse_interactions(words: Sequence[str]) -> Any:
-    from strata.interactions_config import InteractionsConfig
+    from strata.config.interactions import InteractionsConfig
 
     return _of_run(words, command="interactions", description=InteractionsConfig)
 
 
 def _parse_scaling(words: Sequence[str]) -> Any:
-    from strata.scaling_config import ScalingConfig
+    from strata.config.scaling import ScalingConfig
 
     given = ["--activations", *words] if words and not words[0].startswith("-") else words
     if not {"--activations", "-h", "--help"} & {word.split("=")[0] for word in given}:
@@ -294,7 +294,7 @@ def _run_plan(planned: Any) -> list[str]:
 
 
 def _parse_bench(words: Sequence[str]) -> Any:
-    from strata.bench_config import BenchOptions
+    from strata.config.bench import BenchOptions
 
     return parsed(BenchOptions, words, command="bench", default=BenchOptions())
 

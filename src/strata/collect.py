@@ -4,7 +4,7 @@ from pathlib import Path
 
 from strata.activations.store_plan import StorePlan
 from strata.activations.store_writing import write_store
-from strata.collect_config import CollectConfig
+from strata.config.collect import CollectConfig
 from strata.lm.model import LanguageModel
 from strata.log import say
 from strata.run_rows import chosen_sites

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from strata.config.settings import Auto, check_kinds, names_unknown_settings
 from strata.errors import UserError
 from strata.formats import hub, native
 from strata.formats.folder import json_file, write_files
@@ -18,7 +19,6 @@ from strata.log import say
 from strata.out_folder import check_free, new_folder
 from strata.sae.gates import Gated
 from strata.sae.model import SAE, Transcoder
-from strata.settings import Auto, check_kinds, names_unknown_settings
 
 _RECORD = "export.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -55,7 +55,7 @@ def _beside_plan(description: type, default: Any) -> tuple[Any, list[type], Any]
 
     import tyro
 
-    from strata.plan_config import PlanOptions
+    from strata.config.plan import PlanOptions
 
     flat = tyro.conf.arg(name="")
     kind = tuple[Annotated[description, flat], Annotated[PlanOptions, flat]]

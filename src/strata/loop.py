@@ -12,6 +12,7 @@ from torch import Tensor
 
 from strata.activations.source import ShuffledRows, SiteRows, layers_of
 from strata.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
+from strata.config.settings import check_kinds, names_unknown_settings, require
 from strata.distributed.checkpoint import restored, save_shared
 from strata.distributed.replicated import ReplicatedLearner
 from strata.distributed.spread import Spread
@@ -23,7 +24,6 @@ from strata.log import MetricsFile, Progress
 from strata.loggers import Logger, Tracker, check_trackers, open_trackers
 from strata.sae.graphed import GraphedSteps, are_recorded
 from strata.sae.learner import Learner
-from strata.settings import check_kinds, names_unknown_settings, require
 from strata.signals import Interrupted, StopSignals
 
 

@@ -10,7 +10,7 @@ the language model; its activations and the shuffle buffer come on top.
 
 from collections.abc import Callable
 
-from strata.config import SAEConfig, TrainConfig
+from strata.config.train import SAEConfig, TrainConfig
 
 _PILE = "monology/pile-uncopyrighted"
 _FINEWEB = "HuggingFaceFW/fineweb:sample-10BT"

@@ -10,7 +10,8 @@ from strata.activations.source import RowSource
 from strata.amounts import spent
 from strata.assignments import Assignment, assign, sites_read
 from strata.atomic import remove_folder, remove_leftovers
-from strata.config import TrainConfig
+from strata.config.sweep import check_sweep, sweep_configs
+from strata.config.train import TrainConfig
 from strata.distributed.ranks import ALONE, Ranks
 from strata.distributed.spread import Spread, chosen_spread
 from strata.errors import UserError
@@ -31,7 +32,6 @@ from strata.run_folder import (
     write_record,
 )  # fmt: skip
 from strata.run_rows import RunRows, open_rows
-from strata.sweep import check_sweep, sweep_configs
 from strata.train import Trained, prepare, train
 
 

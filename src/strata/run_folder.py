@@ -13,7 +13,7 @@ import torch
 
 from strata.activations.source import RowSource
 from strata.atomic import as_json, put_folder, write_json
-from strata.config import TrainConfig
+from strata.config.train import TrainConfig
 from strata.distributed.ranks import ALONE, Ranks
 from strata.errors import UserError
 from strata.formats import group

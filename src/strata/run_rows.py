@@ -13,7 +13,7 @@ from strata.activations.harvest import collect, token_stream
 from strata.activations.source import RowSource
 from strata.activations.store import open_store
 from strata.activations.stream import Stream
-from strata.config import TrainConfig
+from strata.config.train import TrainConfig
 from strata.distributed.ranks import ALONE, Ranks
 from strata.distributed.rows import SharedStream
 from strata.errors import UserError, did_you_mean

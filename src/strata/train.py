@@ -15,12 +15,12 @@ from strata.activations.store import rows_of
 from strata.activations.stream import Stream
 from strata.assignments import Assignment, assign, sites_read
 from strata.atomic import as_json
-from strata.config import SAEConfig
+from strata.config.layer_groups import checked_groups
+from strata.config.train import SAEConfig
 from strata.distributed.rows import ExchangedRows, shared_rows
 from strata.distributed.spread import Spread
 from strata.errors import UserError
 from strata.kernels.backend import score_dtype
-from strata.layer_groups import checked_groups
 from strata.lm.loading import chosen_device
 from strata.lm.model import LanguageModel
 from strata.loop import Prepared, Recording, run_loop

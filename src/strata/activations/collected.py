@@ -9,8 +9,8 @@ from torch import Tensor
 
 from strata.activations.draws import Draws, join, places
 from strata.activations.source import SiteRows
+from strata.config.layer_groups import Group
 from strata.errors import UserError, did_you_mean
-from strata.layer_groups import Group
 
 
 class Activations(Mapping[str, Tensor]):

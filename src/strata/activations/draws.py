@@ -9,7 +9,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from strata.activations.source import SiteRows, layers_of
-from strata.layer_groups import Group
+from strata.config.layer_groups import Group
 from strata.lm.transfer import moved
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Shaped
 from torch import Tensor
 
-from strata.layer_groups import Group
+from strata.config.layer_groups import Group
 
 SiteRows = dict[str, Shaped[Tensor, "rows ..."]]
 """Rows by site; the same row of every site comes from the same token. Of a group there are its rows, each from one of

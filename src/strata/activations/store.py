@@ -23,8 +23,8 @@ from strata.activations.store_layout import (
     read_part,
 )
 from strata.activations.store_reading import Blocks, StoredRows
+from strata.config.layer_groups import Group
 from strata.errors import UserError, did_you_mean
-from strata.layer_groups import Group
 
 
 class Store:

@@ -11,8 +11,8 @@ from strata.activations.draws import Draws
 from strata.activations.harvest import forward_dtype, harvest
 from strata.activations.source import SiteRows
 from strata.activations.streamed_rows import StreamedRows
+from strata.config.layer_groups import Group
 from strata.errors import UserError
-from strata.layer_groups import Group
 from strata.lm.compiled import COMPILES, CompiledBlocks, pays
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch, TokenStream

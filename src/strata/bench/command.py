@@ -19,7 +19,7 @@ from strata.bench.rows import open_rows
 from strata.bench.tables import lines_of
 from strata.bench.turns import Timer, Times, take_turns
 from strata.bench.worker import Worker
-from strata.bench_config import BenchOptions
+from strata.config.bench import BenchOptions
 from strata.errors import UserError
 from strata.kernels.backend import score_dtype
 from strata.lm.loading import chosen_device

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.kernels.backend import score_dtype as fastest_dtype
 from strata.sae.learner import Learner
 

@@ -17,7 +17,7 @@ from strata.bench.machine import describe
 from strata.bench.registry import CONTENDERS, OURS, entry, family, installed, make
 from strata.bench.rows import BenchRows
 from strata.bench.turns import synchronize
-from strata.bench_config import RUN, BenchOptions
+from strata.config.bench import RUN, BenchOptions
 from strata.errors import UserError
 from strata.log import say
 

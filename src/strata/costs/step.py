@@ -16,7 +16,7 @@ class SAEShape:
         d_in: width of the rows.
         d_sae: latents.
         k: active latents per row.
-        architecture: the gate, as `strata.config.SAEConfig.architecture`.
+        architecture: the gate, as `strata.config.train.SAEConfig.architecture`.
         n_sites: layers that share it (groups), 1 without.
         d_out: width of what a transcoder predicts; None of an SAE.
         skip: a transcoder with a skip connection, a matrix of d_out·d_in.

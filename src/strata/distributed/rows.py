@@ -17,10 +17,10 @@ from torch import Tensor
 from strata.activations.source import RowSource, ShuffledRows, SiteRows
 from strata.activations.stream import Stream
 from strata.assignments import Assignment, reads
+from strata.config.layer_groups import Group
 from strata.distributed.ranks import Ranks
 from strata.distributed.spread import Spread
 from strata.errors import UserError
-from strata.layer_groups import Group
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch, TokenStream
 

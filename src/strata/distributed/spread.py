@@ -8,7 +8,7 @@ import torch
 
 from strata.activations.draws import keys_of
 from strata.assignments import Assignment
-from strata.config import Parallel
+from strata.config.train import Parallel
 from strata.costs.step import SAEShape, step_work
 from strata.distributed.latents import LatentShard
 from strata.distributed.ranks import ALONE, Ranks
@@ -26,7 +26,7 @@ class Spread:
 
     Attributes:
         ranks: over which; `ALONE` is one process.
-        kind: "saes", "data" or "latents"; see `strata.config.TrainConfig.parallel`.
+        kind: "saes", "data" or "latents"; see `strata.config.train.TrainConfig.parallel`.
         owners: of "saes", by key the rank that trains it.
     """
 

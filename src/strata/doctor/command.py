@@ -2,8 +2,8 @@
 
 import json
 
+from strata.config.doctor import DoctorConfig
 from strata.doctor.examine import examine
-from strata.doctor_config import DoctorConfig
 
 
 def doctor(config: DoctorConfig) -> tuple[list[str], int]:

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from strata.config.evaluate import EvaluateConfig
 from strata.errors import UserError
 from strata.evaluate.baselines import fit_pca
 from strata.evaluate.circuit_curves import circuit_curves
@@ -18,7 +19,6 @@ from strata.evaluate.suite_costs import cost_of
 from strata.evaluate.suites import SAEsBySuite, evaluate_suites
 from strata.evaluate.tasks.base import TaskPairs
 from strata.evaluate.tasks.scores import task_scores
-from strata.evaluate_config import EvaluateConfig
 from strata.lm.model import LanguageModel
 from strata.log import say
 from strata.sae.model import SAE

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from strata.config.evaluate import EvaluateConfig
 from strata.errors import MissingExtraError, UserError
 from strata.evaluate.harness import run_lm_eval
 from strata.evaluate.parts import Parts
-from strata.evaluate_config import EvaluateConfig
 from strata.lm.model import LanguageModel
 from strata.log import say
 from strata.sae.model import SAE

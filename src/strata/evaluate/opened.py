@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from strata.config.evaluate import EvaluateConfig
 from strata.errors import UserError, did_you_mean
 from strata.evaluate.held_out_text import held_out_batches
 from strata.evaluate.language_loss import predicts_next_token
@@ -12,7 +13,6 @@ from strata.evaluate.run_model import check_weights, language_model_of
 from strata.evaluate.runs import Run, Suite
 from strata.evaluate.tasks.base import TaskPairs
 from strata.evaluate.tasks.registry import TASKS, make_task, tasks_for
-from strata.evaluate_config import EvaluateConfig
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch
 from strata.log import say

@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from strata.activations.distances import LayerSimilarity
+from strata.config.groups import GroupsConfig
 from strata.errors import UserError
 from strata.grouping import Groups, amad, first_below, partitions, worst_diameter
 from strata.groups.cost import GroupingCost
-from strata.groups_config import GroupsConfig
 
 
 def grouping_table(

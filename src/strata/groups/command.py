@@ -5,10 +5,10 @@ from typing import Any
 
 from strata.activations.harvest import token_stream
 from strata.activations.store import open_store
+from strata.config.groups import GroupsConfig
 from strata.groups.files import check_folder, write_groups
 from strata.groups.measured import Layers, StoredLayers, TextLayers
 from strata.groups.record import chosen_row, groups_record
-from strata.groups_config import GroupsConfig
 from strata.lm.model import LanguageModel
 from strata.log import say
 

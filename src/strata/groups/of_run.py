@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from strata.activations.harvest import token_stream
-from strata.config import TrainConfig
+from strata.config.groups import GroupsConfig
+from strata.config.layer_groups import checked_groups, group_name
+from strata.config.sweep import sweep_configs
+from strata.config.train import TrainConfig
 from strata.errors import UserError
 from strata.groups.choice import check_choice
 from strata.groups.files import read_groups, write_groups
 from strata.groups.measured import Layers, StoredLayers, TextLayers, residual_layers
 from strata.groups.record import groups_record
-from strata.groups_config import GroupsConfig
-from strata.layer_groups import checked_groups, group_name
 from strata.log import say
 from strata.run_rows import RunRows, StoredRows
-from strata.sweep import sweep_configs
 
 _TOKENS = 100_000  # on which distances are measured
 _LEAST_TOKENS = 20

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from strata.atomic import as_json
+from strata.config.groups import GroupsConfig
 from strata.groups.choice import check_choice, choose, grouping_table
 from strata.groups.cost import grouping_cost
 from strata.groups.measured import Layers, measure
-from strata.groups_config import GroupsConfig
 
 _LIBRARIES = ("strata-sae", "torch", "transformers")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
+from strata.config.interactions import InteractionsConfig
 from strata.errors import UserError, did_you_mean
 from strata.evaluate.places import places_of
 from strata.evaluate.run_model import check_weights, language_model_of
@@ -14,7 +15,6 @@ from strata.evaluate.tasks.registry import TASKS, make_task
 from strata.interactions.edges import Edges, attribution_edges
 from strata.interactions.graph import Names, attribution_graph, coactivation_graph
 from strata.interactions.targets import heaviest, most_effective, prompts_of, some_sequences, text_of
-from strata.interactions_config import InteractionsConfig
 from strata.interpret.coactivation import Partners, Ranking, kept_partners, partners, partners_across
 from strata.interpret.explain.record import read_all_explanations
 from strata.interpret.index import FeatureIndex

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from strata.atomic import as_json
+from strata.config.interpret import IndexConfig
 from strata.errors import UserError, did_you_mean
 from strata.evaluate.run_model import check_weights, language_model_of
 from strata.evaluate.runs import Run, open_run, saes_of
 from strata.interpret.building import Reading, build, record_of, sae_hashes
 from strata.interpret.index import FeatureIndex
-from strata.interpret_config import IndexConfig
 from strata.lm.text import open_texts
 from strata.sae.model import SAE
 

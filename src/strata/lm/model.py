@@ -25,7 +25,7 @@ from strata.lm.transfer import moved
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from strata.config import SAEConfig
+    from strata.config.train import SAEConfig
     from strata.sae.model import SAE
 
 _HASHED_ENTRIES = 64  # of each weight, in the fingerprint: enough to tell two trainings apart, at once for any model

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from strata.activations.harvest import forward_dtype
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.costs.step import Rates, SAEShape, StepSeconds, StepWork, step_work
 from strata.errors import UserError
 from strata.kernels.backend import kernels, score_dtype

@@ -5,7 +5,8 @@ from typing import Any
 from strata.activations.quantization import STORE_DTYPES
 from strata.activations.store_layout import Part
 from strata.amounts import prefixed, sized
-from strata.collect_config import CollectConfig
+from strata.config.collect import CollectConfig
+from strata.config.plan import PlanOptions
 from strata.costs.memory import training_memory
 from strata.costs.step import Rates
 from strata.lm.outline import outline
@@ -15,7 +16,6 @@ from strata.plan.room import free_bytes, placed, too_large
 from strata.plan.rows import RowShape
 from strata.plan.tables import listed, quotes_table, wrapped
 from strata.plan.text import TokenCount, count_tokens
-from strata.plan_config import PlanOptions
 from strata.run_rows import chosen_sites
 
 _BUFFER_ROWS = 65_536

@@ -8,19 +8,19 @@ from typing import Any
 
 from strata.activations.store_layout import read_manifest
 from strata.atomic import as_json, write_json
-from strata.collect_config import CollectConfig
-from strata.config import TrainConfig
+from strata.config.collect import CollectConfig
+from strata.config.evaluate import EvaluateConfig
+from strata.config.groups import GroupsConfig
+from strata.config.plan import PlanOptions
+from strata.config.train import TrainConfig
 from strata.costs.step import Rates
 from strata.errors import UserError
-from strata.evaluate_config import EvaluateConfig
-from strata.groups_config import GroupsConfig
 from strata.lm.model import LanguageModel
 from strata.log import say
 from strata.machine.calibration import calibrate
 from strata.machine.rates import known_rates
 from strata.plan import collecting, evaluating, grouping, training
 from strata.plan.tables import wrapped
-from strata.plan_config import PlanOptions
 
 Plannable = TrainConfig | CollectConfig | GroupsConfig | EvaluateConfig
 """What can be planned."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from strata.amounts import prefixed
+from strata.config.evaluate import EvaluateConfig
+from strata.config.plan import PlanOptions
 from strata.costs.step import Rates, SAEShape
 from strata.errors import UserError
-from strata.evaluate_config import EvaluateConfig
 from strata.lm.outline import outline
 from strata.plan.measuring import evaluation_flops, evaluation_seconds, held_out_text_seconds
 from strata.plan.model import Model
@@ -17,7 +18,6 @@ from strata.plan.quote import Quote
 from strata.plan.room import evaluating_memory, placed, too_large
 from strata.plan.saes import PlannedSAE
 from strata.plan.tables import listed, parts_table, quotes_table, wrapped
-from strata.plan_config import PlanOptions
 
 _NOT_COUNTED = (
     "Downstream tasks, circuits, lm-eval and principal components are not in it: their texts are not known beforehand."

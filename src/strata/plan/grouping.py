@@ -5,10 +5,11 @@ from typing import Any
 
 from strata.activations.store_layout import read_manifest
 from strata.amounts import prefixed
+from strata.config.groups import GroupsConfig
+from strata.config.plan import PlanOptions
 from strata.costs.memory import training_memory
 from strata.costs.step import Rates
 from strata.errors import UserError
-from strata.groups_config import GroupsConfig
 from strata.lm.outline import outline
 from strata.plan.model import Model
 from strata.plan.quote import Quote
@@ -16,7 +17,6 @@ from strata.plan.room import placed, too_large
 from strata.plan.rows import RowShape
 from strata.plan.subject import stored_rows
 from strata.plan.tables import listed, parts_table, quotes_table, wrapped
-from strata.plan_config import PlanOptions
 
 _CKA_ROWS = 256  # of each forward (strata.activations.distances)
 

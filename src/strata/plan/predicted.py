@@ -6,7 +6,7 @@ from typing import Any
 
 from strata.activations.store_layout import read_manifest
 from strata.assignments import Assignment, sites_read
-from strata.config import TrainConfig
+from strata.config.train import TrainConfig
 from strata.costs.step import Rates
 from strata.lm.model import LanguageModel
 from strata.plan.rows import Source, row_shape, waiting_seconds

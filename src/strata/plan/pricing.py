@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from strata.config.plan import PlanOptions
 from strata.costs.step import Rates
 from strata.plan.measuring import GROUPING_TOKENS, grouping_seconds, held_out_seconds, report_seconds
 from strata.plan.quote import COLLECTING, Quote
@@ -10,7 +11,6 @@ from strata.plan.room import STORE_HELD_OUT, disk_of, memory_of, placed, too_lar
 from strata.plan.rows import RowShape, Source, copied_bytes, row_shape, waiting_seconds
 from strata.plan.saes import PlannedSAE, busiest, step_bytes, step_flops, step_seconds
 from strata.plan.subject import Subject
-from strata.plan_config import PlanOptions
 
 
 class Pricing:

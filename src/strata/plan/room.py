@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from strata.collect_config import CollectConfig
+from strata.config.collect import CollectConfig
 from strata.costs.memory import (
     checkpoint_bytes,
     evaluation_memory,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from strata.assignments import Assignment
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.costs.step import Rates, SAEShape, StepWork, step_work
 
 _WITHOUT_TERM = ("none", "resample")  # revival methods that add nothing to a step

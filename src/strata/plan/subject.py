@@ -7,10 +7,11 @@ from typing import Any
 
 from strata.activations.store_layout import Manifest, Part, read_manifest, read_part
 from strata.assignments import Assignment, assign, sites_read
-from strata.config import SAEConfig, TrainConfig
+from strata.config.layer_groups import checked_groups
+from strata.config.sweep import check_sweep, sweep_configs
+from strata.config.train import SAEConfig, TrainConfig
 from strata.errors import UserError, did_you_mean
 from strata.groups.files import read_groups
-from strata.layer_groups import checked_groups
 from strata.lm.model import LanguageModel
 from strata.lm.outline import outline
 from strata.plan.model import Model
@@ -18,7 +19,6 @@ from strata.plan.rows import RowShape, row_shape
 from strata.plan.saes import PlannedSAE, planned_saes
 from strata.plan.text import TokenCount, count_tokens
 from strata.run_rows import chosen_sites
-from strata.sweep import check_sweep, sweep_configs
 
 
 @dataclass(frozen=True, kw_only=True)

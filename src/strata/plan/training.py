@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from strata.amounts import prefixed, sized
-from strata.config import TrainConfig
+from strata.config.plan import PlanOptions
+from strata.config.train import TrainConfig
 from strata.costs.pretraining import known_training_tokens
 from strata.costs.step import Rates
 from strata.plan.against import against, formulas, render
@@ -19,7 +20,6 @@ from strata.plan.saes import PlannedSAE, uncalibrated
 from strata.plan.subject import Subject, subject_of
 from strata.plan.tables import groups_table, listed, parts_table, quotes_table, wrapped
 from strata.plan.ways import Ways, ways_of
-from strata.plan_config import PlanOptions
 
 _SEVERAL = (
     "Training over several devices is not built yet. These columns spread SAEs over devices and the language model's"

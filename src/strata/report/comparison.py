@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from strata.atomic import write_json
+from strata.config.evaluate import EvaluateConfig
 from strata.evaluate.compare import compare_runs
-from strata.evaluate_config import EvaluateConfig
 from strata.out_folder import check_free, new_folder, unfinished_beside
 from strata.report.comparison_tables import tables
 from strata.report.cost_plot import cost_plot, left_out, points

@@ -6,12 +6,12 @@ from typing import Any
 from markupsafe import Markup
 
 from strata.atomic import write_whole
+from strata.config.groups import GroupsConfig
+from strata.config.layer_groups import group_name
 from strata.errors import UserError
 from strata.groups.command import groups_run
 from strata.groups.files import read_record
 from strata.groups.record import chosen_row
-from strata.groups_config import GroupsConfig
-from strata.layer_groups import group_name
 from strata.report.group_figures import curve, heatmap
 from strata.report.numbers import MISSING, short_count, show
 from strata.report.templates import filled

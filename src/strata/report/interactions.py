@@ -9,9 +9,9 @@ from typing import Any
 from markupsafe import Markup
 
 from strata.atomic import as_json
+from strata.config.interactions import InteractionsConfig
 from strata.interactions.command import interactions
 from strata.interactions.files import GRAPHS, RECORD, write_interactions
-from strata.interactions_config import InteractionsConfig
 from strata.out_folder import check_free, new_folder
 from strata.report.templates import filled
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from strata.activations.harvest import collect
 from strata.atomic import write_json
-from strata.config import TrainConfig
+from strata.config.train import TrainConfig
 from strata.distributed.ranks import ALONE, Ranks
 from strata.errors import UserError
 from strata.evaluate.examples import feature_examples

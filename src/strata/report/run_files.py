@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.errors import UserError
 from strata.lm.sites import depth
 from strata.report.numbers import number

@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from strata.atomic import write_whole
+from strata.config.scaling import ScalingConfig
 from strata.costs.scaling_law import Law
 from strata.errors import UserError
 from strata.report.numbers import MISSING, duration, short_count, show
@@ -16,7 +17,6 @@ from strata.report.scaling_tables import estimate, tables
 from strata.report.templates import filled
 from strata.scaling.command import scaling_run
 from strata.scaling.files import read_record
-from strata.scaling_config import ScalingConfig
 
 _LOSS = "FVU, held out"
 

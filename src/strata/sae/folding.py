@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import UInt8
 from torch import Tensor
 
-from strata.layer_groups import Group
+from strata.config.layer_groups import Group
 from strata.sae.gates import Gate
 from strata.sae.group import GroupSAE
 from strata.sae.model import SAE, Transcoder

@@ -7,8 +7,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from strata.config.layer_groups import group_name
 from strata.errors import UserError, did_you_mean
-from strata.layer_groups import group_name
 from strata.sae.model import SAE
 from strata.shapes import SparseCode
 

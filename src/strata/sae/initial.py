@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from strata.config.layer_groups import Group
 from strata.errors import UserError
 from strata.kernels import select
 from strata.kernels.entries import SparseEntries
 from strata.kernels.pytorch import unit_rows_
-from strata.layer_groups import Group
 from strata.sae.folding import Spaces, unfold
 from strata.sae.group import GroupSAE
 from strata.sae.model import SAE, Transcoder

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from strata.config import SAEConfig
+from strata.config.layer_groups import Group
+from strata.config.train import SAEConfig
 from strata.errors import UserError
 from strata.kernels import select
 from strata.kernels.capacity import KeepsCapacity
 from strata.kernels.gradient import RowGradient
-from strata.layer_groups import Group
 from strata.sae import resampling, revival
 from strata.sae.folding import GroupSpaces, Spaces, fold, fold_group, group_spaces_of, spaces_of
 from strata.sae.gates import Gate

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.durations import Duration
 from strata.kernels.gradient import Gradient, matrix
 from strata.kernels.pytorch import BETAS, EPS

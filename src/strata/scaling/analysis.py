@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from strata.config.scaling import ScalingConfig
 from strata.costs.scaling_fit import (
     Fit,
     Form,
@@ -21,7 +22,6 @@ from strata.costs.scaling_law import Cost, Points, envelope
 from strata.costs.scaling_optimum import Allocation, best_within, flat_from, frontier, has_optimum
 from strata.errors import UserError
 from strata.scaling.caveats import caveats
-from strata.scaling_config import ScalingConfig
 
 _BEYOND = (0.1, 1.0, 10.0, 100.0)  # budgets that are always told, in multiples of the largest run
 _SETTINGS = ("form", "at_k", "budget", "streamed", "flat_gain", "training_tokens", "n_bootstrap", "fit_seed")

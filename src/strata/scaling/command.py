@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from strata.activations.store import Store, open_store
+from strata.config.scaling import ScalingConfig
 from strata.costs.scaling_fit import free_parameters
 from strata.costs.step import SAEShape, step_work
 from strata.errors import UserError
@@ -19,7 +20,6 @@ from strata.scaling.files import begun, check_folder, check_same, read_record, s
 from strata.scaling.memory import most_side_by_side
 from strata.scaling.points import Training, key_of, run_training, trainings_left
 from strata.scaling.subject import subject_of
-from strata.scaling_config import ScalingConfig
 
 
 def scaling_run(config: ScalingConfig, *, progress: bool = True) -> Path:

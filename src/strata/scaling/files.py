@@ -9,8 +9,8 @@ from typing import Any
 
 from strata.activations.store import Store
 from strata.atomic import as_json, remove_folder, write_json
+from strata.config.scaling import ScalingConfig
 from strata.errors import UserError
-from strata.scaling_config import ScalingConfig
 
 RECORD = "scaling.json"
 _LIBRARIES = ("strata-sae", "torch", "numpy", "scipy")

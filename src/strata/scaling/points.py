@@ -13,10 +13,10 @@ from strata.activations.store import Store
 from strata.assignments import Assignment
 from strata.atomic import remove_folder
 from strata.checkpoint import checkpoint_steps
-from strata.config import SAEConfig
+from strata.config.layer_groups import Group
+from strata.config.train import SAEConfig
 from strata.costs.flops import sae_step_flops
 from strata.evaluate.held_out import reconstruction_quality
-from strata.layer_groups import Group
 from strata.loop import Recording
 from strata.sae.model import SAE
 from strata.train import Trained, prepare, train

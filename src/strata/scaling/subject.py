@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from strata.config.scaling import ScalingConfig
 from strata.costs.pretraining import known_training_tokens, pretraining_flops
 from strata.errors import UserError
 from strata.lm.outline import outline
 from strata.plan.model import Model
-from strata.scaling_config import ScalingConfig
 
 
 def subject_of(record: Mapping[str, Any], config: ScalingConfig) -> dict[str, Any]:

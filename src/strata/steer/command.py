@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.atomic import write_json
+from strata.config.steer import SteerConfig
 from strata.costs.steering import addition_flops, clamp_flops
 from strata.errors import UserError
 from strata.lm.model import LanguageModel
@@ -23,7 +24,6 @@ from strata.steer.method import Method
 from strata.steer.methods import named_methods
 from strata.steer.opened import OpenedRun, opened_run
 from strata.steer.tables import table
-from strata.steer_config import SteerConfig
 from strata.visible_text import visible
 
 _COLUMN = 58

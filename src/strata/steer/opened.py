@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from strata.config.steer import SteerConfig
 from strata.costs.steering import sae_training_flops
 from strata.errors import UserError
 from strata.evaluate.held_out_text import held_out_batches
@@ -25,7 +26,6 @@ from strata.sae.model import SAE
 from strata.sae.sinks import Sinks
 from strata.steer.intervention import Number, Strength
 from strata.steer.subject import Subject
-from strata.steer_config import SteerConfig
 
 if TYPE_CHECKING:
     from strata.interpret.site_index import SiteIndex

@@ -1,6 +1,6 @@
 """Dead latents: which phase the run is in, what is arithmetic, and what is death."""
 
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.doctor.facts import SAEFacts
 from strata.doctor.findings import Finding, Severity
 from strata.doctor.pace import pace_or_estimate

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from strata.explain_config import ExplainConfig
+from strata.config.explain import ExplainConfig
 from strata.interpret.explain.interpreter import Interpreter
 from strata.interpret.explain.n_grams import NGrams
 from strata.interpret.explain.pieces import Pieces

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from strata.config.explain import ExplainConfig
 from strata.errors import UserError
 from strata.evaluate.runs import open_run, saes_of
-from strata.explain_config import ExplainConfig
 from strata.interpret.explain.choice import Choice, check, source_of
 from strata.interpret.explain.explained import Explained
 from strata.interpret.explain.features import Work, explain_features

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strata.explain_config import ExplainConfig
+from strata.config.explain import ExplainConfig
 from strata.interpret.explain.interpreter import Explanation, Failed, Interpreter
 from strata.interpret.explain.material import Amounts, FeatureMaterial, gather
 from strata.interpret.explain.pieces import Pieces

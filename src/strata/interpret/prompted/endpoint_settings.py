@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
+from strata.config.settings import require
 from strata.errors import UserError
 from strata.interpret.prompted.account import Prices
-from strata.settings import require
 
 _OPENAI = "api.openai.com"
 _OPENAI_KEY = "OPENAI_API_KEY"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from strata.config.settings import require
 from strata.interpret.explain.interpreter import (
     Explanation,
     Failed,
@@ -19,7 +20,6 @@ from strata.interpret.explain.levels import levels
 from strata.interpret.prompted import answers, prompts
 from strata.interpret.prompted.completer import Completer, Reply, Request
 from strata.interpret.windows import Windows
-from strata.settings import require
 
 
 class PromptedInterpreter:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from strata.config.settings import require
 from strata.errors import UserError
 from strata.interpret.explain.interpreter import Failed
 from strata.interpret.prompted.account import Account
@@ -17,7 +18,6 @@ from strata.interpret.prompted.completer import Blanks, Chat, Reply, Request, Wo
 from strata.interpret.prompted.local_ids import PromptIds
 from strata.lm.generation import continued, end_ids, pad_id, padded
 from strata.log import say
-from strata.settings import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -3,11 +3,11 @@
 from dataclasses import fields
 from pathlib import Path
 
-from strata.dashboard_config import DashboardConfig
-from strata.explain_config import ExplainConfig
+from strata.config.dashboard import DashboardConfig
+from strata.config.explain import ExplainConfig
+from strata.config.interpret import IndexConfig
 from strata.interpret.index import FeatureIndex
 from strata.interpret.run_index import chosen_keys, index_run
-from strata.interpret_config import IndexConfig
 from strata.log import say
 from strata.out_folder import check_free
 from strata.report.dashboard.explained import Explanations

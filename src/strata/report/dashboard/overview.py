@@ -14,7 +14,7 @@ from strata.report.run_files import RunFiles
 from strata.report.summary import heading
 
 DENSE = 0.1  # a feature that fires on a larger share of rows is called dense
-# The folder of an SAE that several layers share, as `strata.layer_groups.group_name` names it.
+# The folder of an SAE that several layers share, as `strata.config.layer_groups.group_name` names it.
 _GROUP = re.compile(r"layers\.\d+(-\d+|(\+\d+)+)")
 
 

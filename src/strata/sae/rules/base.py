@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.kernels.entries import DenseEntries, Entries, SparseEntries
 from strata.kernels.gradient import Gradient, Part, RowGradient, total
 from strata.sae.gates import Gate

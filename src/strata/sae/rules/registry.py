@@ -1,6 +1,6 @@
 """The learning rules by the name of their architecture. A new one is a class in this package and a row here."""
 
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.sae.rules.base import Rule
 from strata.sae.rules.matryoshka import Matryoshka
 from strata.sae.rules.threshold import Gated, JumpReLU, ReLU

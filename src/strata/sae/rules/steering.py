@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 
 _MEMORY = 0.9  # of the running mean of L0: some ten steps
 _INTEGRAL = 0.06  # change of log λ per step and unit of log(L0/k)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from strata.config import SAEConfig
+from strata.config.train import SAEConfig
 from strata.kernels import select
 from strata.kernels.capacity import Capacity
 from strata.kernels.entries import Entries

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from strata.settings import check_kinds, names_unknown_settings
+from strata.config.settings import check_kinds, names_unknown_settings
 
 
 @names_unknown_settings

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from strata.interpret_config import IndexConfig
-from strata.settings import Auto, check_kinds, names_unknown_settings, require
+from strata.config.interpret import IndexConfig
+from strata.config.settings import Auto, check_kinds, names_unknown_settings, require
 
 
 @names_unknown_settings

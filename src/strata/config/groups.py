@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from strata.settings import Auto, check_kinds, names_unknown_settings, require
+from strata.config.settings import Auto, check_kinds, names_unknown_settings, require
 
 _THRESHOLD = 0.2  # Group-SAE, section 3
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from strata.config.settings import Auto, check_kinds, names_unknown_settings, require
 from strata.durations import Duration
-from strata.settings import Auto, check_kinds, names_unknown_settings, require
 
 _WINDOW_ROWS = 500_000
 

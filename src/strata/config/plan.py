@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from strata.settings import Auto, check_kinds, names_unknown_settings, require
+from strata.config.settings import Auto, check_kinds, names_unknown_settings, require
 
 _OF_TRAININGS = ("n_devices", "n_trainings", "training_tokens", "explainer_parameters")
 

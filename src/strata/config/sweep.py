@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, get_type_hints
 
-from strata.config import SAEConfig
+from strata.config.settings import fits, named
+from strata.config.train import SAEConfig
 from strata.errors import UserError, did_you_mean
-from strata.settings import fits, named
 
 _SHARED = ("batch_size", "num_epochs", "text_batch_size")  # what decides which rows a step sees
 

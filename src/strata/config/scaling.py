@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from strata.config import Architecture, SAEConfig
+from strata.config.settings import Auto, check_kinds, names_unknown_settings, require
+from strata.config.train import Architecture, SAEConfig
 from strata.errors import UserError
-from strata.settings import Auto, check_kinds, names_unknown_settings, require
 
 _SCALES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _AMOUNT = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e\+?\d+)?)\s*([kMG]?|%|h)\s*$")

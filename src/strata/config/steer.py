@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from strata.settings import Auto, check_kinds, names_unknown_settings, require
+from strata.config.settings import Auto, check_kinds, names_unknown_settings, require
 
 _OF_A_FEATURE = ("latent", "mode", "strength", "unit", "positions", "prompt")
 _OF_AN_AMOUNT = ("strength", "unit")

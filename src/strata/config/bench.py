@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from strata.settings import Auto, check_kinds, names_unknown_settings, require
+from strata.config.settings import Auto, check_kinds, names_unknown_settings, require
 
 RUN = re.compile(r"(?P<name>[a-z_]+(?:-[a-z0-9]+)*)(?:@(?P<steps>[1-9]\d*))?(?::(?P<rates>.+))?")
 """How runs of the quality comparison are written: contender[@steps][:learning rate,learning rate...]."""

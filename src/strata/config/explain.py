@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from strata.config.interpret import IndexConfig
+from strata.config.settings import names_unknown_settings, require
 from strata.errors import UserError
-from strata.interpret_config import IndexConfig
-from strata.settings import names_unknown_settings, require
 
 
 @names_unknown_settings
