@@ -10,7 +10,7 @@ QUICK := not gpu and not network and not slow and not saelens and not lm_eval
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv demo test lint format bench clean
+.PHONY: help venv demo test lint coverage mutants format bench figures tables docs serve clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,10 +23,19 @@ demo: .venv/.installed  ## train SAEs on the embedded model's layers and write a
 test: .venv/.installed-dev  ## run the quick tests (ARGS="-k gates -x" narrows them)
 	$(BIN)/python -m pytest -m "$(QUICK)" --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-lint: .venv/.installed-dev  ## check style and types
+lint: .venv/.installed-dev  ## check style, dead code and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/vulture
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+coverage: .venv/.installed-dev  ## run the quick tests and say which lines of src they miss
+	mkdir -p build/coverage
+	$(BIN)/python -m pytest -m "$(QUICK)" --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(ARGS)
+
+mutants: .venv/.installed-dev  ## see whether the tests notice small changes of the mathematics (ARGS="--share 1" takes all)
+	$(BIN)/python scripts/mutants.py $(ARGS)
 
 format: .venv/.installed-dev  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -35,6 +44,18 @@ format: .venv/.installed-dev  ## mend what ruff can mend
 bench: .venv/.installed-dev  ## time the SAE step and the stream on this machine (peers too, where installed)
 	$(BIN)/strata bench
 	$(BIN)/python benchmarks/stream.py
+
+figures: .venv/.installed-dev  ## measure every figure of README and docs again: hours (ARGS="--only gates" narrows them)
+	$(BIN)/python benchmarks/figures.py $(ARGS)
+
+tables: .venv/.installed-dev  ## write the tables of README and docs from the results that are there
+	$(BIN)/python benchmarks/figures.py --tables
+
+docs: .venv/.installed-docs  ## build the pages of docs/ into build/site, strictly
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+serve: .venv/.installed-docs  ## show the pages of docs/ on http://127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean:  ## remove caches and build products, never runs, models or .venv
 	rm -rf dist build/lib build/bdist.* .pytest_cache .ruff_cache src/*.egg-info
@@ -50,6 +71,11 @@ clean:  ## remove caches and build products, never runs, models or .venv
 	@echo "Installing Strata, its test and lint tools into .venv (minutes the first time, most of it torch) ..."
 	@$(PIP) --editable '.[dev,data]'
 	@touch $@ .venv/.installed
+
+.venv/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Strata and what its documentation needs into .venv ..."
+	@$(PIP) --editable '.[docs]'
+	@touch $@
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { \

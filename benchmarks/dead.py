@@ -1,10 +1,10 @@
 """Dead latents: every revival method and none, with and without centring, on the embedded model's activations and on
 synthetic ones whose outlier dimensions have means of 1, 5 and 15 times their spread.
 
-    python benchmarks/dead.py --json benchmarks/results/dead.json --docs docs
+    python benchmarks/dead.py --json benchmarks/results/dead.json --plot docs/dead-latents.svg
 
 Each run prints held-out FVU, the share of latents that are dead after the last step, and the share silent on 8,192
-held-out rows. Interrupted, it goes on with the runs that the JSON file lacks; `--docs` writes table and plot.
+held-out rows. Interrupted, it goes on with the runs that the JSON file lacks.
 """
 
 import argparse
@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe
+from measuring import parser_with_json, setting, write
 from torch import Tensor
 
 from strata import SAEConfig
+from strata.bench.machine import describe
 from strata.bench.rows import demo_rows
-from strata.evaluate.held_out import reconstruction_quality
+from strata.evaluate.quality import reconstruction_quality
 from strata.sae.learner import Learner
+from strata.sae.model import SAE
 
 METHODS = ("none", "auxk", "lift", "ghost", "resample")
 RATIOS = (1, 5, 15)
@@ -32,9 +34,9 @@ _LOG_STEPS = 10
 
 
 def main() -> None:
-    args = parse_arguments()
-    setting = {"steps": args.steps, "rows": args.rows, "expansion": args.expansion, "k": args.k, "seed": args.seed}
-    record = open_record(args.json, setting)
+    args = arguments().parse_args()
+    common = {name: value for name, value in setting(args).items() if name not in ("data", "methods")}
+    record = open_record(args.json, common)
     for data in args.data:
         rows = None
         for centring in (True, False):
@@ -47,16 +49,13 @@ def main() -> None:
                 found = record["results"][name]
                 shares = f"dead {found['dead_share']:.3f} silent {found['silent_share']:.3f}"
                 print(f"{name}: FVU {found['fvu']:.4f} {shares} ({found['seconds']:.0f} s)", flush=True)
-                if args.json:
-                    args.json.parent.mkdir(parents=True, exist_ok=True)
-                    args.json.write_text(json.dumps(record, indent=1) + "\n")
-    print(table(record["results"]))
-    if args.docs:
-        draw(record, args.docs / "dead-latents.svg")
+                write(args.json, record)
+    if args.plot:
+        draw(record, args.plot)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     sets = ["demo", *(f"outliers-{ratio}" for ratio in RATIOS)]
     parser.add_argument("--data", nargs="+", default=sets, choices=sets)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
@@ -65,9 +64,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--expansion", type=int, default=16)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--docs", type=Path, help="folder for the plot (needs matplotlib)")
-    return parser.parse_args()
+    parser.add_argument("--plot", type=Path, help="a file for the dead share over rows (needs matplotlib)")
+    return parser
 
 
 def open_record(path: Path | None, setting: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +81,7 @@ def load(data: str, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Training and held-out rows, fp16 and fp32."""
     n_rows = args.steps * args.rows
     if data == "demo":
-        rows = demo_rows(n_rows, _N_HELD_OUT, cache=Path("build/bench-rows.safetensors"))
+        rows = demo_rows(n_rows, _N_HELD_OUT)
         return rows.train[:, :_D_IN], rows.held_out[:, :_D_IN].float()  # layers.3 alone
     ratio = float(data.removeprefix("outliers-"))
     made = with_outliers(synthetic_rows(n_rows + _N_HELD_OUT), ratio=ratio)
@@ -133,7 +131,9 @@ def train_and_evaluate(
             found = learner.statistics()
             curve.append({"rows": (step + 1) * args.rows, **{key: found[key] for key in ("fvu", "dead_share")}})
     seconds = time.perf_counter() - start
-    quality = reconstruction_quality(learner.finish(), held_out)
+    sae = learner.finish()
+    assert isinstance(sae, SAE)
+    quality = reconstruction_quality(sae, held_out)
     return {
         **{key: quality[key] for key in ("fvu", "silent_share", "l0")},
         "dead_share": learner.dead_share(),
@@ -142,20 +142,6 @@ def train_and_evaluate(
         "seconds": round(seconds, 1),
         "curve": curve,
     }
-
-
-def table(results: dict[str, dict[str, Any]]) -> str:
-    lines = [
-        "| rows | centring | revival | held-out FVU | dead | never fired | silent on held-out rows |",
-        "|---|---|---|---:|---:|---:|---:|",
-    ]
-    for name, found in results.items():
-        data, centring, method = name.split("/")
-        shares = " | ".join(f"{100 * found[key]:.1f} %" for key in ("dead_share", "never_fired_share", "silent_share"))
-        lines.append(
-            f"| {data} | {'yes' if centring == 'centred' else 'no'} | {method} | {found['fvu']:.4f} | {shares} |"
-        )
-    return "\n".join(lines)
 
 
 def draw(record: dict[str, Any], path: Path) -> None:

@@ -1,6 +1,6 @@
 """What measuring the distances of all layers costs on top of the language model's forward.
 
-    python benchmarks/distances.py --out build/bench-distances.json
+    python benchmarks/distances.py --json benchmarks/results/distances.json
     python benchmarks/distances.py --tokens 512 --rounds 2      # a trial
 
 A GPT-NeoX of random weights, 12 layers of width 768. In turn, in one process: the forward that harvests all layers; the
@@ -10,17 +10,13 @@ tenth of the tokens, is apart.
 """
 
 import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from machine import describe
+from measuring import in_turn, medians, parser_with_json, ratios, setting, write
 from torch import Tensor
 
 from strata import LanguageModel
+from strata.bench.machine import describe
 from strata.memory import settle_memory
 from strata.similarity import AngularDistances, LinearCKA
 
@@ -50,14 +46,6 @@ def pair_by_pair(rows: list[Tensor], means: Tensor) -> Tensor:
     return d
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def measure(lm: LanguageModel, args: argparse.Namespace, dtype: torch.dtype) -> dict[str, object]:
     ids = torch.randint(0, VOCABULARY, (args.tokens // args.context, args.context))
     autocast = None if dtype == torch.float32 else dtype
@@ -78,39 +66,31 @@ def measure(lm: LanguageModel, args: argparse.Namespace, dtype: torch.dtype) -> 
         "cka": lambda: cka.add(some),
         "pair by pair": lambda: pair_by_pair(rows, means),
     }
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(args.rounds + 1):
-        for name, run in contenders.items():
-            took = seconds(run, lm.device)
-            if turn:  # the first turn warms up
-                taken[name].append(took)
-    # Neighbours in time share the machine's mood: the median of the ratios, not the ratio of the medians
-    shares = {
-        name: statistics.median(own / whole for own, whole in zip(times, taken["forward"], strict=True))
-        for name, times in taken.items()
-    }
-    for name, times in taken.items():
-        print(f"{dtype!s:>15} {name:>13}: {1000 * statistics.median(times):8.1f} ms, {100 * shares[name]:6.2f} %")
+    taken = in_turn(contenders, n_rounds=args.rounds)
+    shares = ratios(taken, to="forward")
+    for name, median in medians(taken).items():
+        print(f"{dtype!s:>15} {name:>13}: {1000 * median:8.1f} ms, {100 * shares[name]:6.2f} %")
     return {"shares": shares, "largest_difference": wrong, "rounds": taken}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     parser.add_argument("--tokens", type=int, default=2048, help="per forward")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     settle_memory()
+    machine = describe()
     lm = model(args.device)
     print(f"{args.tokens} tokens of {LAYERS} layers of width {WIDTH}, medians of {args.rounds}; % of the forward")
     measured = {dtype: measure(lm, args, getattr(torch, dtype)) for dtype in args.dtypes}
-    if args.out:
-        settings = {key: str(value) for key, value in vars(args).items()}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"machine": describe(), "settings": settings, **measured}, indent=1) + "\n")
+    write(args.json, {"machine": machine, "setting": setting(args), **measured})
 
 
 if __name__ == "__main__":

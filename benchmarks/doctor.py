@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+from measuring import fell_short, parser_with_json, write
 
+from strata.bench.machine import describe
 from strata.collect import collect_run
 from strata.config.collect import CollectConfig
 from strata.config.train import SAEConfig, TrainConfig
@@ -77,11 +78,14 @@ def look(store: Path, case: Case, out: Path) -> dict[str, Any]:
     }
 
 
+def arguments() -> argparse.ArgumentParser:
+    return parser_with_json(__doc__)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = arguments().parse_args()
     settle_memory()
+    machine = describe()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         rows = CollectConfig(
@@ -91,13 +95,10 @@ def main() -> None:
         for number, (name, case) in enumerate(CASES.items()):
             found[name] = look(store, case, Path(folder) / f"run-{number}")
             print(line(name, found[name]), flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": describe(), "results": found}
-        args.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(args.json, {"machine": machine, "results": found})
     wrong = [name for name, one in found.items() if not one["right"]]
     if wrong:
-        raise SystemExit(f"not what was wanted: {', '.join(wrong)}")
+        fell_short(", ".join(wrong))
 
 
 def line(name: str, found: Mapping[str, Any]) -> str:

@@ -7,44 +7,43 @@ held out. L0 and FVU are what `sae_lens.SAE.load_from_disk` computes from the sa
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from machine import describe
+from measuring import parser_with_json, setting, write
 from torch import Tensor
 
 from strata import SAEConfig
+from strata.bench.machine import describe
 from strata.bench.rows import BenchRows, demo_rows
 from strata.config.train import Architecture
 from strata.sae import metrics
 from strata.sae.learner import Learner
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     parser.add_argument("--architectures", nargs="+", default=list(get_args(Architecture)))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rows", type=int, default=4096, help="per step")
     parser.add_argument("--expansion", type=int, default=8)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--revival", default="auto")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    rows = demo_rows(300 * 4096, 8192, cache=Path("build/bench-rows.safetensors"))
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    machine = describe()
+    rows = demo_rows(300 * 4096, 8192)
     found = {}
     for name in args.architectures:
         found[name] = train_and_reopen(name, rows, args)
         print(f"{name}: {found[name]}", flush=True)
-    print(table(found, k=args.k))
-    if args.json:
-        setting = {name: value for name, value in vars(args).items() if name != "json"}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"machine": describe(), "setting": setting, "results": found}, indent=1) + "\n")
+    write(args.json, {"machine": machine, "setting": setting(args), "results": found})
 
 
 def train_and_reopen(architecture: Any, rows: BenchRows, args: argparse.Namespace) -> dict[str, float]:
@@ -84,16 +83,6 @@ def in_saelens(folder: str, x: Tensor) -> tuple[float, float, float]:
         fired |= (codes > 0).any(0)
         parts.append(sae.decode(codes))
     return n_active / len(x), metrics.fvu(x, torch.cat(parts)).item(), 1 - fired.float().mean().item()
-
-
-def table(found: dict[str, dict[str, float]], *, k: int) -> str:
-    lines = [f"| gate | L0 (k = {k}) | off k | FVU | silent | seconds a step |", "|---|---:|---:|---:|---:|---:|"]
-    for name, one in found.items():
-        lines.append(
-            f"| {name} | {one['l0']:.2f} | {one['off_k_percent']:+.1f} % | {one['fvu']:.4f} |"
-            f" {one['silent_percent']:.1f} % | {one['median_seconds_per_step']:.3f} |"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -15,20 +15,19 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe
+from measuring import parser_with_json, seconds, write
 
 from strata import LanguageModel, SAEConfig
 from strata.activations.harvest import collect, forward_dtype, token_stream
 from strata.activations.stream import Stream
 from strata.bench.command import measured
+from strata.bench.machine import describe
 from strata.bench.registry import chosen
 from strata.config.bench import BenchOptions
 from strata.kernels.backend import kernels, score_dtype
@@ -39,7 +38,7 @@ STEPS = {
     "4096 -> 65536": BenchOptions(d_in=4096, d_sae=65_536, k=64, rows=256, steps_per_round=200),
 }
 TINY_STEPS = {"16 -> 64": BenchOptions(d_in=16, d_sae=64, k=4, rows=32, rounds=1, memory=False, language_model=False)}
-LLAMA_8B = {
+LLAMA_8B: dict[str, Any] = {
     "hidden_size": 4096,
     "intermediate_size": 14_336,
     "num_hidden_layers": 32,
@@ -48,7 +47,7 @@ LLAMA_8B = {
     "vocab_size": 128_256,
     "max_position_embeddings": 8192,
 }
-TINY_LLAMA = {
+TINY_LLAMA: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 4,
@@ -59,14 +58,17 @@ TINY_LLAMA = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     parser.add_argument("--contenders", nargs="+", default=["installed"], help="see strata bench")
     parser.add_argument("--steps", type=int, default=64, help="of each of the stream's rounds")
     parser.add_argument("--rounds", type=int, default=5, help="of the stream")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes, any device, no JSON")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     if not torch.cuda.is_available() and not args.rehearse:
         sys.exit("These are a GPU's figures, and here is no CUDA device. --rehearse shows that the program works.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -79,8 +81,8 @@ def main() -> None:
     seq, batch_size, steps = (32, 64, 2) if args.rehearse else (1024, 4096, args.steps)
     record["stream"] = stream(shape, device=device, seq=seq, rows=batch_size, steps=steps, rounds=args.rounds)
     print("stream", json.dumps(record["stream"]), flush=True)
-    if args.json and not args.rehearse:
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    if not args.rehearse:
+        write(args.json, record)
 
 
 def kernel_module(device: torch.device) -> str:
@@ -103,7 +105,7 @@ def figures(found: dict[str, Any], options: BenchOptions) -> dict[str, Any]:
     return {"summary": summary, **found}
 
 
-def random_model(shape: dict[str, int], device: torch.device) -> LanguageModel:
+def random_model(shape: dict[str, Any], device: torch.device) -> LanguageModel:
     """A language model of Llama's architecture with random weights, in bf16 on a GPU."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -114,7 +116,7 @@ def random_model(shape: dict[str, int], device: torch.device) -> LanguageModel:
 
 
 def stream(
-    shape: dict[str, int], *, device: torch.device, seq: int, rows: int, steps: int, rounds: int
+    shape: dict[str, Any], *, device: torch.device, seq: int, rows: int, steps: int, rounds: int
 ) -> dict[str, Any]:
     """Rows per second of the forward to the middle layer alone, of the SAE step alone, and of the stream."""
     lm = random_model(shape, device)
@@ -163,15 +165,6 @@ def stream(
         "share_of_forward": medians["stream"] / medians["forward"],
         "rounds": found,
     }
-
-
-def seconds(run: Callable[[], None]) -> float:
-    """Of one call, until the device is done."""
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

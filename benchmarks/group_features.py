@@ -6,19 +6,19 @@ python benchmarks/group_features.py --saes build/groups --json benchmarks/result
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
+from measuring import parser_with_json, setting, write
 
+from strata.bench.machine import describe
 from strata.config.explain import ExplainConfig
-from strata.interpret.building import build_index
 from strata.interpret.explain.command import explain_index
 from strata.interpret.explain.record import read_explanations
+from strata.interpret.index_building import build_index
 from strata.lm.model import LanguageModel
 from strata.memory import settle_memory
 from strata.sae.model import SAE
@@ -61,20 +61,26 @@ def mean(values: Any) -> float:
 
 def interval(differences: list[float]) -> tuple[float, float]:
     """Mean over seeds and half of its 95 % interval (Student's t)."""
+    from scipy.stats import t as student
+
     n = len(differences)
     half = student.ppf(0.975, n - 1) * np.std(differences, ddof=1) / np.sqrt(n) if n > 1 else float("nan")
     return float(np.mean(differences)), float(half)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     parser.add_argument("--saes", type=Path, required=True, help="what benchmarks/groups.py trained")
     parser.add_argument("--groups", nargs="+", default=["0-2", "3-6"])
     parser.add_argument("--n-tokens", type=int, default=131_072)
     parser.add_argument("--n-features", type=int, default=500)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    given = arguments().parse_args()
     settle_memory()
+    machine = describe()
     lm, seeds = LanguageModel("demo"), []
     for folder in sorted(given.saes.glob("seed-*")):
         start = time.perf_counter()
@@ -93,9 +99,7 @@ def main() -> None:
         print(f"{name:<20}{row['layer_wise']:>12.4f}{row['group']:>10.4f}{difference:>24}{row['shuffled']:>12.4f}")
     for side, in_groups in (("layer-wise", False), ("group", True)):
         print(f"{side}: {scored_share(seeds, in_groups=in_groups):.1%} of the drawn live features have a score")
-    if given.json:
-        settings = {"groups": given.groups, "n_tokens": given.n_tokens, "n_features": given.n_features}
-        given.json.write_text(json.dumps({**settings, "compared": found, "seeds": seeds}, indent=1) + "\n")
+    write(given.json, {"machine": machine, "setting": setting(given), "compared": found, "seeds": seeds})
 
 
 def compared(seeds: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What one SAE per group of layers saves, and what it costs in quality, for every grouping of the embedded model.
 
-    python benchmarks/groups.py --out build/groups --json benchmarks/results/groups.json --docs docs
+    python benchmarks/groups.py --out build/groups --json benchmarks/results/groups.json --plot docs/layer-groups.svg
 
 An SAE is trained for every run of neighbouring layers (the last layer has its own), all on as many rows, from one pass
 of the language model per seed. So every partition into groups is there, and whatever a method picks is judged against
@@ -14,20 +14,21 @@ partition: the loss with all SAEs in the model, and tasks), `time` (seconds of s
 import argparse
 import itertools
 import json
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from group_report import draw, tables
-from machine import describe
+from group_partitions import name_of
+from group_plot import draw
+from measuring import medians, parser_with_json, write
 
 from strata import LanguageModel, SAEConfig, train_suite
 from strata.activations.collected import Activations
 from strata.activations.distances import measured_similarity
 from strata.activations.harvest import collect, forward_dtype, token_stream
 from strata.assignments import assign
+from strata.bench.machine import describe
 from strata.config.layer_groups import group_name
 from strata.costs.flops import sae_step_flops
 from strata.evaluate.held_out_text import held_out_batches
@@ -37,10 +38,10 @@ from strata.evaluate.tasks.registry import make_task
 from strata.evaluate.tasks.scores import task_scores
 from strata.lm.flops import forward_flops_of
 from strata.lm.text import open_texts
-from strata.loop import Recording
 from strata.memory import settle_memory
+from strata.prepare import prepare
+from strata.recording import Recording
 from strata.sae.group import GroupSAE
-from strata.train import prepare
 from strata.train import train as run_training
 
 TASKS = ("closing_bracket", "self_argument", "repeated_name", "indentation")
@@ -49,8 +50,8 @@ _TIMED = {"layer-wise": [[i] for i in range(8)], "4 groups": [[0, 1], [2, 3], [4
           "2 groups": [[0, 1, 2, 3], [4, 5, 6, 7]], "1 group": [list(range(8))]}  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for SAEs and their evaluations")
     parser.add_argument("--stages", nargs="+", default=["train", "evaluate", "time", "report"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -58,9 +59,12 @@ def main() -> None:
     parser.add_argument("--held-out-tokens", type=int, default=16_384)
     parser.add_argument("--n-pairs", type=int, default=128, help="of each task")
     parser.add_argument("--rounds", type=int, default=3, help="of the timing")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--docs", type=Path, help="folder for the plot (needs matplotlib)")
-    args = parser.parse_args()
+    parser.add_argument("--plot", type=Path, help="a file for quality against SAEs (needs matplotlib)")
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     settle_memory()
     lm = LanguageModel("demo")
     stages = {"train": train, "evaluate": evaluate, "time": measure_seconds}
@@ -69,11 +73,9 @@ def main() -> None:
             run(lm, args)
     if "report" in args.stages:
         record = gather(lm, args)
-        print(tables(record))
-        if args.json:
-            args.json.write_text(json.dumps(record, indent=1) + "\n")
-        if args.docs:
-            draw(record, args.docs / "layer-groups.svg")
+        write(args.json, record)
+        if args.plot:
+            draw(record, args.plot)
 
 
 def runs_of_layers(lm: LanguageModel) -> list[list[int]]:
@@ -89,11 +91,6 @@ def partitions(lm: LanguageModel) -> Iterator[list[list[int]]]:
         ends = [i + 1 for i, cut in enumerate(cuts) if cut]
         bounds = itertools.pairwise([0, *ends, last])
         yield [list(range(a, b)) for a, b in bounds] + [[last]]
-
-
-def name_of(groups: list[list[int]]) -> str:
-    """`0-2 3-6 7`."""
-    return " ".join(group_name([f"layers.{i}" for i in group]).removeprefix("layers.") for group in groups)
 
 
 def train(lm: LanguageModel, args: argparse.Namespace) -> None:
@@ -187,7 +184,7 @@ def measure_seconds(lm: LanguageModel, args: argparse.Namespace) -> None:
             trained = run_training(prepare(rows, assign(lm.sites, config, groups=sites)), Recording(progress=False))
             found[name].append(trained.seconds["sae"])
             print(f"{name}: {found[name][-1]:.1f} s for {trained.n_steps} steps", flush=True)
-    seconds = {name: statistics.median(times) for name, times in found.items()}
+    seconds = medians(found)
     for name, value in seconds.items():
         print(f"{name}: {value:.1f} s, {value / seconds['layer-wise']:.3f} of layer-wise", flush=True)
     (args.out / "seconds.json").write_text(json.dumps({"machine": describe(), "median": seconds, "all": found}))

@@ -1,6 +1,6 @@
 """What the index of a run's features costs: to build, to ask, and to keep.
 
-    python benchmarks/index.py --run runs/demo-stdlib --json build/bench-index.json
+    python benchmarks/index.py --run runs/demo-stdlib --json benchmarks/results/index.json
     python benchmarks/index.py --run runs/demo-stdlib --quick      # a trial
 
 Building: in turn, in one process, on the same text: the plain forward to the last site that is read with the encoding
@@ -28,13 +28,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import describe
+from measuring import medians, parser_with_json, ratios, setting, write
 
 from strata import LanguageModel
 from strata.activations.harvest import forward_dtype, harvest, token_stream
-from strata.interpret.building import build_index
+from strata.bench.machine import describe
 from strata.interpret.index import FeatureIndex
+from strata.interpret.index_building import build_index
 from strata.interpret.index_layout import SHARD_TOKENS
+from strata.interpret.logit_effects import LogitEffects
+from strata.lm.tokens import TokenBatch
 from strata.lm.unembedding import unembedding
 from strata.lm.vocabulary import token_texts
 from strata.memory import settle_memory
@@ -43,8 +46,8 @@ from strata.sae.model import SAE
 TARGETS = {"building / forward and encoding": 1.3, "query, 99th percentile ms": 50.0, "10 M tokens at k 32, GB": 2.0}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/demo-stdlib"), help="of the embedded model")
     parser.add_argument("--site", default="layers.3", help="whose SAE is taken where one is")
     parser.add_argument("--tokens", type=int, default=131_072)
@@ -54,15 +57,18 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--quick", action="store_true", help="32,768 tokens, 1 round, 20 queries, 1 SAE")
     parser.add_argument("--folder", type=Path, default=Path("build"), help="on the disk that is written")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     if args.quick:
         args.tokens, args.rounds, args.queries = 32_768, 1, 20
     settle_memory()
     args.folder.mkdir(parents=True, exist_ok=True)
     lm = LanguageModel(json.loads((args.run / "run.json").read_text(encoding="utf-8"))["config"]["model"])
     every = {site: SAE.load(args.run / "sae" / site) for site in lm.sites if (args.run / "sae" / site).is_dir()}
-    result: dict[str, Any] = {"machine": describe(), "settings": {k: str(v) for k, v in vars(args).items()}}
+    result: dict[str, Any] = {"machine": describe(), "setting": setting(args)}
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="bench-index-") as name:
         folder = Path(name) / "index"
         result["building"] = {"1 SAE": measure_building(lm, {args.site: every[args.site]}, folder, args)}
@@ -72,22 +78,51 @@ def main() -> None:
         if not args.quick:
             result["building"][f"{len(every)} SAEs"] = measure_building(lm, every, folder, args)
     show(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(args.json, result)
 
 
 def measure_building(
     lm: LanguageModel, saes: Mapping[str, SAE], folder: Path, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Seconds of each contender, and their ratios to forward and encoding, medians of rounds taken in turn."""
-    reading = {"context_tokens": args.context, "text_batch_size": args.text_batch_size}
-    batches, n_sequences = [], 0
+    reading: dict[str, Any] = {"context_tokens": args.context, "text_batch_size": args.text_batch_size}
+    batches = first_batches(lm, n_sequences=-(-args.tokens // args.context), reading=reading)
+    n_tokens = sum(len(batch.input_ids) for batch in batches) * args.context
+    contenders = {
+        **plain_passes(lm, saes, batches),
+        "building": lambda: build_index(
+            lm, saes, "stdlib", folder=folder, n_tokens=n_tokens, progress=False, **reading
+        ),
+        "tokenising": lambda: first_batches(lm, n_sequences=n_tokens // args.context, reading=reading),
+        "behind the last batch": lambda: behind_the_last_batch(lm, saes),
+    }
+    clocks = both_clocks(contenders, n_rounds=args.rounds)
+    for taken in clocks.values():
+        ends = zip(taken["building"], taken["behind the last batch"], strict=True)
+        taken["building, but for that"] = [whole - end for whole, end in ends]
+    return {
+        "n_tokens": n_tokens,
+        "medians": {clock: medians(taken) for clock, taken in clocks.items()},
+        "ratios": {clock: ratios(taken, to="forward and encoding") for clock, taken in clocks.items()},
+        "rounds": clocks,
+    }
+
+
+def first_batches(lm: LanguageModel, *, n_sequences: int, reading: Mapping[str, Any]) -> list[TokenBatch]:
+    """The text's beginning: batches with at least so many sequences."""
+    found, n_read = [], 0
     for batch in token_stream(lm, "stdlib", **reading):
-        batches.append(batch)
-        n_sequences += len(batch.input_ids)
-        if n_sequences * args.context >= args.tokens:
+        found.append(batch)
+        n_read += len(batch.input_ids)
+        if n_read >= n_sequences:
             break
+    return found
+
+
+def plain_passes(
+    lm: LanguageModel, saes: Mapping[str, SAE], batches: list[TokenBatch]
+) -> dict[str, Callable[[], object]]:
+    """The forward alone, and with the encoding of what it gives."""
     dtype, sites = forward_dtype(lm, "auto"), list(saes)
 
     @torch.inference_mode()
@@ -102,42 +137,19 @@ def measure_building(
             for site, sae in saes.items():
                 sae.encode_sparse(rows[site])
 
-    def building() -> None:
-        build_index(lm, saes, "stdlib", folder=folder, n_tokens=n_sequences * args.context, progress=False, **reading)
-
-    def behind_the_last_batch() -> None:
-        from strata.interpret.logit_effects import LogitEffects
-
-        token_texts(lm.tokenizer, lm.vocabulary_size)
-        matrix = unembedding(lm)
-        assert matrix is not None
-        for sae in saes.values():
-            LogitEffects.of(sae.W_dec, matrix)
-
-    def tokenising() -> None:
-        n_read = 0
-        for batch in token_stream(lm, "stdlib", **reading):
-            n_read += len(batch.input_ids)
-            if n_read >= n_sequences:
-                break
-
-    contenders: dict[str, Callable[[], None]] = {
-        "forward": forward, "forward and encoding": forward_and_encoding, "building": building,
-        "tokenising": tokenising, "behind the last batch": behind_the_last_batch,
-    }  # fmt: skip
-    clocks = in_turn(contenders, n_rounds=args.rounds)
-    for taken in clocks.values():
-        ends = zip(taken["building"], taken["behind the last batch"], strict=True)
-        taken["building, but for that"] = [whole - end for whole, end in ends]
-    return {
-        "n_tokens": n_sequences * args.context,
-        "medians": {clock: {n: statistics.median(t) for n, t in taken.items()} for clock, taken in clocks.items()},
-        "ratios": {clock: ratios(taken) for clock, taken in clocks.items()},
-        "rounds": clocks,
-    }
+    return {"forward": forward, "forward and encoding": forward_and_encoding}
 
 
-def in_turn(contenders: Mapping[str, Callable[[], None]], *, n_rounds: int) -> dict[str, dict[str, list[float]]]:
+def behind_the_last_batch(lm: LanguageModel, saes: Mapping[str, SAE]) -> None:
+    """What building does once, however long the text: the vocabulary's spelling and the effects on the logits."""
+    token_texts(lm.tokenizer, lm.vocabulary_size)
+    matrix = unembedding(lm)
+    assert matrix is not None
+    for sae in saes.values():
+        LogitEffects.of(sae.W_dec, matrix)
+
+
+def both_clocks(contenders: Mapping[str, Callable[[], object]], *, n_rounds: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of each contender in each round, by the wall's clock and the processor's; a first round warms up."""
     clocks: dict[str, dict[str, list[float]]] = {clock: {n: [] for n in contenders} for clock in ("wall", "processor")}
     for turn in range(n_rounds + 1):
@@ -149,15 +161,6 @@ def in_turn(contenders: Mapping[str, Callable[[], None]], *, n_rounds: int) -> d
                 for clock, seconds in zip(clocks, took, strict=True):
                     clocks[clock][name].append(seconds)
     return clocks
-
-
-def ratios(taken: Mapping[str, list[float]]) -> dict[str, float]:
-    """To forward and encoding. Neighbours in time share the machine's mood: medians of ratios, not the reverse."""
-    plain = taken["forward and encoding"]
-    return {
-        name: statistics.median(own / base for own, base in zip(times, plain, strict=True))
-        for name, times in taken.items()
-    }
 
 
 def measure_asking(folder: Path, site: str, *, n_queries: int) -> dict[str, Any]:

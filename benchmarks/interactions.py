@@ -1,7 +1,7 @@
 """What interactions between features cost as the number of features grows.
 
-    python benchmarks/interactions.py --out build/interactions.json
-    python benchmarks/interactions.py --tokens 8192 --widths 1024,2048 --targets 4,8      # a trial
+    python benchmarks/interactions.py --json benchmarks/results/interactions.json
+    python benchmarks/interactions.py --tokens 8192 --widths 1024 2048 --targets 4 8      # a trial
 
 Random SAEs on the embedded model, of several widths F and one k. CPU seconds of one thread (so that what else runs on
 the machine matters little), the least of the rounds:
@@ -13,22 +13,21 @@ Exponents are slopes of log cost over log F (or log V), least squares.
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe
+from measuring import parser_with_json, write
 from torch import nn
 
 from strata import LanguageModel
+from strata.bench.machine import describe
 from strata.costs.interpretation import all_pairs, coactivation_operations, edge_flops, partner_pairs
 from strata.interactions.edges import attribution_edges
 from strata.interpret.coactivation import partners
-from strata.interpret.coactivation_counts import shard_of
+from strata.interpret.index_writing import Entries
 from strata.lm.sites import first_tensor, with_first
 from strata.lm.tokens import TokenBatch
 from strata.sae.gates import TopK
@@ -67,7 +66,8 @@ def coactivation(rows: torch.Tensor, widths: list[int], rounds: int) -> list[dic
     for d_sae in widths:
         sae = random_sae(rows.shape[1], d_sae, rows, seed=0)
         starts = range(0, len(rows), SHARD_TOKENS)
-        shards = [shard_of(sae.encode_sparse(rows[s : s + SHARD_TOKENS]), first_token=s) for s in starts]
+        parts = [torch.arange(s, min(s + SHARD_TOKENS, len(rows))) for s in starts]
+        shards = [Entries.of(sae.encode_sparse(rows[part]), part).by_latent(d_sae) for part in parts]
         seconds, counted = least_seconds(lambda shards=shards: partners(lambda: shards), rounds)
         expected = coactivation_operations(len(rows), active=K)
         assert counted.n_increments == expected, "a count of increments that is not T·k²"
@@ -132,20 +132,19 @@ def ablations(lm: LanguageModel, text: TokenBatch, widths: list[int], n_sample: 
     }
 
 
-def numbers(words: str) -> list[int]:
-    return [int(word) for word in words.split(",")]
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
+    parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--edge-tokens", type=int, default=1024)
+    parser.add_argument("--widths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16_384])
+    parser.add_argument("--targets", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--ablations", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=2)
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=32_768)
-    parser.add_argument("--edge-tokens", type=int, default=1024)
-    parser.add_argument("--widths", type=numbers, default=[1024, 2048, 4096, 8192, 16_384])
-    parser.add_argument("--targets", type=numbers, default=[8, 16, 32, 64])
-    parser.add_argument("--ablations", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = arguments().parse_args()
     torch.set_num_threads(1)
     lm = LanguageModel("demo", device="cpu")
     ids = torch.randint(10, lm.vocabulary_size, (args.tokens // CONTEXT, CONTEXT),
@@ -180,9 +179,7 @@ def main() -> None:
         "ablations": exact,
         "exponents": exponents,
     }
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(args.json, record)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,19 @@ from FLOPs (design, section 5), at equal FLOP rates.
 """
 
 import argparse
-import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+from measuring import in_turn, medians, parser_with_json, setting, write
 
 from strata import LanguageModel, SAEConfig, collect_activations
 from strata.activations.harvest import collect, forward_dtype, token_stream
 from strata.activations.store import open_store
 from strata.activations.stream import Stream
+from strata.bench.machine import describe
 from strata.lm.precision import fast_dtype
 from strata.memory import settle_memory
 from strata.recipes import RECIPES
@@ -39,25 +38,26 @@ _OTHERS = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     parser.add_argument("--models", nargs="+", default=["demo", "deep"], choices=["demo", "deep"])
     parser.add_argument(
         "--steps", type=int, default=96, help="steps per round; a multiple of a forward batch's is fair"
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     settle_memory()
+    machine = describe()
     found = {}
     for name in args.models:
         lm = LanguageModel("demo") if name == "demo" else deep_model()
         found[name] = measure(lm, RECIPES["fast-testing"]().sae, steps=args.steps, rounds=args.rounds)
         print(report(name, found[name]), flush=True)
-    print(explain())
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"machine": describe(), "results": found}, indent=1) + "\n")
+    write(args.json, {"machine": machine, "setting": setting(args), "results": found, "computed": computed()})
 
 
 def deep_model() -> LanguageModel:
@@ -65,6 +65,7 @@ def deep_model() -> LanguageModel:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     tokenizer = LanguageModel("demo").tokenizer
+    assert tokenizer is not None
     config = GPTNeoXConfig(
         vocab_size=len(tokenizer), hidden_size=_DEEP_WIDTH, num_hidden_layers=_DEEP_LAYERS, num_attention_heads=8,
         intermediate_size=4 * _DEEP_WIDTH, max_position_embeddings=1024,
@@ -102,9 +103,9 @@ def measure(lm: LanguageModel, config: SAEConfig, *, steps: int, rounds: int) ->
 
         return run
 
-    settings = {"batch_size": config.batch_size, "n_epochs": 10**4, "seed": 0}
+    settings: dict[str, Any] = {"batch_size": config.batch_size, "n_epochs": 10**4, "seed": 0}
     in_memory = collect_activations(lm, "stdlib", [site], n_tokens=4 * n_rows, context_tokens=_CONTEXT_TOKENS)
-    streamed = Stream(lm, tokens, sites=[site], n_tokens=10**9).shuffled(**(settings | {"n_epochs": 1}))
+    streamed = Stream(lm, tokens, sites=[site], n_tokens=10**9).shuffled(**{**settings, "n_epochs": 1})
     streamed.sample(2, site=site)
     with tempfile.TemporaryDirectory() as folder:
         collect_activations(
@@ -118,21 +119,12 @@ def measure(lm: LanguageModel, config: SAEConfig, *, steps: int, rounds: int) ->
             "forward": forward_alone,
             "streaming": train_on(streamed.batches()),
         }
-        return in_turn(contenders, steps=steps, rounds=rounds) | {
+        taken = in_turn({name: partial(run, steps) for name, run in contenders.items()}, n_rounds=rounds)
+        each = {name: [seconds / steps for seconds in times] for name, times in taken.items()}
+        return {"seconds_per_step": medians(each), "rounds": each} | {
             "site": site, "n_layers": len(lm.sites), "d_in": rows.shape[1], "d_sae": learner.d_sae, "k": config.k,
             "batch_size": config.batch_size,
         }  # fmt: skip
-
-
-def in_turn(contenders: dict[str, Callable[[int], None]], *, steps: int, rounds: int) -> dict[str, Any]:
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run(steps)
-            if number:  # the first round warms up
-                taken[name].append((time.perf_counter() - start) / steps)
-    return {"seconds_per_step": {name: statistics.median(times) for name, times in taken.items()}, "rounds": taken}
 
 
 def report(name: str, found: dict[str, Any]) -> str:
@@ -151,16 +143,17 @@ def report(name: str, found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def explain() -> str:
-    """The ratio for other models: FLOPs of the forward to the middle site and of the step, per row."""
-    config = RECIPES["fast-testing"]().sae
-    lines = ["computed from FLOPs at equal rates (fast-testing's SAE, forward to the middle, attention left out):"]
+def computed() -> dict[str, dict[str, float]]:
+    """For other models: FLOPs per row of the forward to the middle site and of the step, attention left out, and how
+    many times as long streaming takes at equal rates.
+    """
+    config, found = RECIPES["fast-testing"]().sae, {}
     for name, block, width, n_blocks in _OTHERS:
         forward = 2 * block * n_blocks
         step = 2 * width * config.expansion_factor * width + 10 * config.k * width
-        flops = f"{forward / 1e9:.2f} and {step / 1e9:.3f} GFLOP a row"
-        lines.append(f"  {name}: {flops}: streaming takes {1 + forward / step:.0f} times as long")
-    return "\n".join(lines)
+        found[name] = {"forward_flops": forward, "step_flops": step, "ratio": 1 + forward / step}
+        print(f"{name}, from FLOPs: streaming takes {found[name]['ratio']:.0f} times as long")
+    return found
 
 
 if __name__ == "__main__":

@@ -11,19 +11,17 @@ running.
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe
+from measuring import parser_with_json, strata, write
 
 from strata import LanguageModel
+from strata.bench.machine import describe
 from strata.cli import parse_train
 from strata.config.plan import PlanOptions
 from strata.machine.calibration import calibrate
@@ -77,10 +75,7 @@ def measure(words: list[str], out: Path) -> dict[str, Any]:
     assert rates.kind == "measured"
     numbers, _ = plan_training(config, PlanOptions(), rates)
     described = numbers["ways"]["described"][0]
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "strata", "train", *words, "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True)
-    seconds = time.perf_counter() - start
+    seconds = strata("train", *words, "--out", str(out))
     record = json.loads((out / "run.json").read_text())
     return {
         "words": [word if "/" not in word else Path(word).name for word in words],
@@ -93,12 +88,16 @@ def measure(words: list[str], out: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     parser.add_argument("--only", nargs="+", help="names of cases, or their beginnings")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     settle_memory()
+    machine = describe()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         chosen = {
@@ -119,11 +118,7 @@ def main() -> None:
             print(line(name, found[name]), flush=True)
     calibration = read_calibration(torch.device("cpu"))
     assert calibration is not None
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(
-            json.dumps({"machine": describe(), "calibration": asdict(calibration), "results": found}, indent=1) + "\n"
-        )
+    write(args.json, {"machine": machine, "calibration": asdict(calibration), "results": found})
 
 
 def line(name: str, found: Mapping[str, Any]) -> str:

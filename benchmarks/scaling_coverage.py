@@ -9,15 +9,14 @@ that holds 90 % of the repeated estimates: below 1 they are too narrow.
 """
 
 import argparse
-import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import describe
+from measuring import parser_with_json, setting, write
 
+from strata.bench.machine import describe
 from strata.costs.scaling_fit import INTERVAL, Form, bootstrap, fit_law, interval
 from strata.costs.scaling_law import Law, Points
 
@@ -64,9 +63,9 @@ def covered(form: Form, *, n_sweeps: int, n_samples: int) -> dict[str, dict[str,
 
 
 def main() -> None:
-    args = parse_arguments()
-    record: dict[str, Any] = {"setting": vars(args) | {"noise": NOISE, "interval": INTERVAL}, "machine": describe()}
-    del record["setting"]["json"]
+    args = arguments().parse_args()
+    given = setting(args) | {"noise": NOISE, "interval": INTERVAL}
+    record: dict[str, Any] = {"setting": given, "machine": describe()}
     start = time.perf_counter()
     record["results"] = {form: covered(form, n_sweeps=args.sweeps, n_samples=args.samples) for form in LAWS}
     record["seconds"] = time.perf_counter() - start
@@ -76,17 +75,14 @@ def main() -> None:
         mean = sum(one["covered"] for one in told.values()) / len(told)
         print(f"{form:9} {'mean':12} held in {100 * mean:3.0f} %")
     print(f"{args.sweeps} sweeps of {len(WIDTHS) * len(TOKENS) * len(KS)} points each, {record['seconds']:.0f} s")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    write(args.json, record)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     parser.add_argument("--sweeps", type=int, default=60, help="of each law")
     parser.add_argument("--samples", type=int, default=100, help="how often the points of a sweep are drawn anew")
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

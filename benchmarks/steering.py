@@ -9,9 +9,9 @@ import argparse
 import time
 from pathlib import Path
 
-from machine import describe
+from measuring import parser_with_json, write
 
-from strata.atomic import write_json
+from strata.bench.machine import describe
 from strata.config.steer import SteerConfig
 from strata.memory import settle_memory
 from strata.steer.command import compare
@@ -19,24 +19,26 @@ from strata.steer.opened import opened_run
 from strata.steer.tables import table
 
 
-def main() -> None:
-    """Run it, print the table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/demo-stdlib"))
     parser.add_argument("--site", default="auto")
     parser.add_argument("--n-prompts", type=int, default=SteerConfig.n_prompts)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path, default=None)
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    given = arguments().parse_args()
     settle_memory()
+    machine = describe()
     started, cpu = time.monotonic(), time.process_time()
     config = SteerConfig(run=given.run, site=given.site, benchmark=True, quick=given.quick, n_prompts=given.n_prompts)
     results = compare(opened_run(config), config)
     results["total_seconds"] = {"wall": time.monotonic() - started, "processor": time.process_time() - cpu}
     print("\n".join(table(results)))
     print(f"\n{results['total_seconds']}")
-    if given.json is not None:
-        write_json(given.json, {"machine": describe(), **results})
+    write(given.json, {"machine": machine, **results})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast a store is read, and what int8 costs.
 
-    python benchmarks/store.py --json build/bench-store.json
+    python benchmarks/store.py --json benchmarks/results/store.json
     python benchmarks/store.py --gigabytes 0.1 --rounds 2 --steps 100      # a trial
 
 Reading: a store of synthetic rows of each type is read for an epoch in its shuffled order, and the same files from end
@@ -14,18 +14,15 @@ same order, and both are measured on the same exact held-out rows; the first als
 """
 
 import argparse
-import json
 import os
 import shutil
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from machine import describe
+from measuring import medians, parser_with_json, seconds, setting, write
 
 from strata import LanguageModel, SAEConfig, Trainer
 from strata.activations.quantization import bytes_per_row, tensor_name
@@ -41,6 +38,7 @@ from strata.activations.store_layout import (
 )
 from strata.activations.store_plan import StorePlan
 from strata.activations.store_writing import write_store
+from strata.bench.machine import describe
 from strata.bench.rows import synthetic_rows
 from strata.memory import settle_memory
 from strata.sae.metrics import fvu
@@ -50,8 +48,8 @@ SITE = "layers.3"
 SHARD_ROWS = 32_768
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.5, help="size of each store that is read")
     parser.add_argument("--d-in", type=int, default=768)
     parser.add_argument("--batch-size", type=int, default=4096)
@@ -59,11 +57,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500, help="of 4096 rows: training of the two SAEs")
     parser.add_argument("--dtypes", nargs="+", default=["fp16", "int8"])
     parser.add_argument("--folder", type=Path, default=Path("build"), help="on the disk that is to be measured")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     settle_memory()
     args.folder.mkdir(parents=True, exist_ok=True)
-    result: dict[str, object] = {"machine": describe(), "settings": {k: str(v) for k, v in vars(args).items()}}
+    result: dict[str, object] = {"machine": describe(), "setting": setting(args)}
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="bench-store-") as name:
         reading = {}
         for dtype in args.dtypes:
@@ -71,9 +72,7 @@ def main() -> None:
             shutil.rmtree(Path(name) / dtype)
         result["reading"] = reading
         result["quality"] = measure_quality(Path(name), n_steps=args.steps)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(args.json, result)
 
 
 def measure_reading(folder: Path, dtype: str, args: argparse.Namespace) -> dict[str, object]:
@@ -103,22 +102,22 @@ def measure_reading(folder: Path, dtype: str, args: argparse.Namespace) -> dict[
             drop_from_cache(files)
             taken[name].append(seconds(run))
         taken["later epoch, cached"].append(seconds(later_epoch))
-    medians = {name: statistics.median(times) for name, times in taken.items()}
-    rates = {name: n_bytes / median for name, median in medians.items()}
+    middle = medians(taken)
+    rates = {name: n_bytes / median for name, median in middle.items()}
     # Neighbours in time share the disk's mood: the median of the ratios, not the ratio of the medians
     shares = {
         name: statistics.median(plain / own for plain, own in zip(taken["sequential"], taken[name], strict=True))
         for name in taken
     }
     for name, rate in rates.items():
-        rows = f"{n_rows / medians[name]:12,.0f} rows/s"
+        rows = f"{n_rows / middle[name]:12,.0f} rows/s"
         print(f"{dtype} {name:>20}: {rate / 1e9:5.2f} GB/s {rows}  {100 * shares[name]:5.0f} % of the disk")
     return {
         "n_rows": n_rows,
         "d_in": args.d_in,
         "n_bytes": n_bytes,
         "bytes_per_second": rates,
-        "rows_per_second": {name: n_rows / median for name, median in medians.items()},
+        "rows_per_second": {name: n_rows / median for name, median in middle.items()},
         "share_of_sequential": shares,
         "rounds": taken,
     }
@@ -163,12 +162,6 @@ def drop_from_cache(files: list[Path]) -> None:
         os.fsync(handle)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(handle)
-
-
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def measure_quality(folder: Path, *, n_steps: int) -> dict[str, float]:

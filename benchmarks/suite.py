@@ -16,21 +16,21 @@ it gets more (--strata-tokens), of which the peers see the beginning.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe
+from measuring import parser_with_json, setting, write
+from measuring import seconds as seconds_of
 from torch import Tensor
 
 from strata import LanguageModel, SAEConfig
 from strata.activations.harvest import forward_dtype, token_stream
+from strata.bench.machine import describe
 from strata.bench.peers import silence
 from strata.bench.registry import installed
 from strata.config.train import TrainConfig
@@ -42,15 +42,18 @@ _CONTEXT, _ROWS, _EXPANSION, _K = 256, 4096, 16, 32
 _NAMES = ("strata", "sparsify", "saelens", "saelens-autocast", "forward", "forward-fp32")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     parser.add_argument("--contenders", nargs="+", default=list(_NAMES), choices=_NAMES)
     parser.add_argument("--tokens", type=int, default=10 * _ROWS, help="of every contender but Strata")
     parser.add_argument("--strata-tokens", type=int, default=78 * _ROWS, help="of Strata; default: the recipe demo's")
     parser.add_argument("--sites", type=int, default=8, help="how many layers, for a trial")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     settle_memory()  # as the command does; it serves all contenders
     machine = describe()
     lm = LanguageModel("demo")
@@ -65,18 +68,11 @@ def main() -> None:
     for number in range(args.rounds):
         for name, run in runs.items():
             with tempfile.TemporaryDirectory() as folder:
-                start = time.perf_counter()
-                run(Path(folder) / name)
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(seconds_of(partial(run, Path(folder) / name)))
             say(f"round {number + 1} of {args.rounds}: {name} took {seconds[name][-1]:.1f} s")
     found = summary(seconds, args)
-    print(table(found))
-    if args.json:
-        setting = {name: value for name, value in vars(args).items() if name != "json"}
-        setting |= {"context_tokens": _CONTEXT, "rows": _ROWS, "expansion_factor": _EXPANSION, "k": _K}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        record = {"machine": machine, "setting": setting, "results": found}
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    shape = {"context_tokens": _CONTEXT, "rows": _ROWS, "expansion_factor": _EXPANSION, "k": _K}
+    write(args.json, {"machine": machine, "setting": setting(args) | shape, "results": found})
 
 
 def first_tokens(lm: LanguageModel, n_tokens: int) -> Tensor:
@@ -177,16 +173,6 @@ def summary(seconds: dict[str, list[float]], args: argparse.Namespace) -> dict[s
         median = statistics.median(times)
         found[name] = {"tokens": n_tokens, "seconds": times, "tokens_per_second": n_tokens / median}
     return found
-
-
-def table(found: dict[str, dict[str, Any]]) -> str:
-    ours = found.get("strata", {}).get("tokens_per_second")
-    lines = ["| | tokens | seconds | tokens/s | Strata is faster by |", "|---|---:|---:|---:|---:|"]
-    for name, one in found.items():
-        ratio = f"{ours / one['tokens_per_second']:.2f}" if ours else ""
-        seconds, rate = statistics.median(one["seconds"]), one["tokens_per_second"]
-        lines.append(f"| {name} | {one['tokens']:,} | {seconds:.1f} | {rate:,.0f} | {ratio} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,16 @@ order; "saelens:1e-3" is SAELens with that learning rate.
 """
 
 import argparse
-import json
-import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe
+from measuring import parser_with_json, setting, write
 from torch import Tensor
 
 from strata import SAEConfig
+from strata.bench.contender import Given
+from strata.bench.machine import describe
 from strata.bench.peers import SAELens
 from strata.sae import metrics
 from strata.sae.learner import Learner
@@ -30,16 +29,20 @@ _RUNS = [
 ]  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments() -> argparse.ArgumentParser:
+    parser = parser_with_json(__doc__)
     parser.add_argument("--runs", nargs="+", default=_RUNS)
     parser.add_argument("--features", type=int, default=1024)
     parser.add_argument("--d-in", type=int, default=128)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    machine = describe()
     found: dict[str, list[dict[str, float]]] = {}
     for seed in args.seeds:
         features, train, held_out, mean_l0 = make_data(args, seed=seed)
@@ -48,12 +51,7 @@ def main() -> None:
             result = one_run(run, features, train, held_out, k=k, batch=args.batch, seed=seed)
             found.setdefault(run, []).append(result)
             print(f"seed {seed} {run}: {result}", flush=True)
-    print(table(found))
-    if args.json:
-        setting = {name: value for name, value in vars(args).items() if name != "json"}
-        record = {"machine": describe(), "setting": setting, "results": found}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    write(args.json, {"machine": machine, "setting": setting(args), "results": found})
 
 
 def make_data(args: argparse.Namespace, *, seed: int) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -84,9 +82,10 @@ def one_run(
         contender = Learner(config, n_steps=n_steps, sample=train[: 2**16])
     else:
         lr = None if variant == "default" else float(variant)
-        setting: dict[str, Any] = {"n_rows": batch, "decay_share": 0.3, "window_share": 0.25}
-        setting["device"] = torch.device("cpu")
-        contender = SAELens(d_in=d_in, d_sae=d_sae, k=k, lr=lr, n_steps=n_steps, seed=seed, **setting)
+        given = Given(
+            d_in=d_in, d_sae=d_sae, k=k, lr=lr, n_steps=n_steps, n_rows=batch, seed=seed, device=torch.device("cpu")
+        )
+        contender = SAELens(given, decay_share=0.3, window_share=0.25)
     start = time.perf_counter()
     for rows in train.split(batch)[:n_steps]:
         contender.step(rows)
@@ -106,18 +105,6 @@ def one_run(
         "k": k,
         "seconds": round(seconds, 1),
     }
-
-
-def table(found: dict[str, list[dict[str, float]]]) -> str:
-    lines = ["| contender | MCC | held-out FVU | L0 | seconds |", "|---|---:|---:|---:|---:|"]
-    for run, results in found.items():
-        mean = {key: statistics.mean(result[key] for result in results) for key in results[0]}
-        spread = max(result["mcc"] for result in results) - min(result["mcc"] for result in results)
-        lines.append(
-            f"| {run} | {mean['mcc']:.3f} (± {spread / 2:.3f}) | {mean['fvu']:.4f} | {mean['l0']:.1f} |"
-            f" {mean['seconds']:.0f} |"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Train the embedded language model on the Python standard library: tokenizer, model, held-out figures, README.
 
-    python scripts/train_demo_model.py --steps 4000           # about an hour and a half on 2 cores in fp32
-    python scripts/train_demo_model.py --steps 4000 --export  # write the checkpoint so far as the package's model
+    python scripts/train_demo_model.py             # about an hour on 2 cores in fp32: the package's model was made so
+    python scripts/train_demo_model.py --export    # write the checkpoint so far as the package's model
 
 The run is resumable: it keeps `build/demo-model/checkpoint.pt` and goes on from there. GPT-NeoX (Pythia's
 architecture), 8 layers of width 192, untied embeddings, a byte-level BPE vocabulary of 4096, context 256: 5.1 million
@@ -32,6 +32,7 @@ VOCABULARY = 4096
 ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED = ROOT / "src" / "strata" / "embedded" / "demo"
 BUILD = ROOT / "build" / "demo-model"
+CHECKPOINT = BUILD / "checkpoint.pt"
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -205,77 +206,96 @@ def load_or_make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(BUILD)
 
 
-def save_checkpoint(path: Path, state: dict[str, object]) -> None:
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+class Training:
+    """The model as far as it is trained; a checkpoint that is there is gone on with.
+
+    Args:
+        device: that trains.
+    """
+
+    def __init__(self, device: str) -> None:
+        torch.manual_seed(0)
+        self.model = GPTNeoXForCausalLM(model_config()).to(device)
+        self.optimizer = optimizer_of(self.model)
+        self.step, self.seconds = 0, 0.0
+        if CHECKPOINT.exists():
+            state = torch.load(CHECKPOINT, map_location=device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({**parts, "step": self.step, "seconds": self.seconds}, CHECKPOINT.with_suffix(".tmp"))
+        CHECKPOINT.with_suffix(".tmp").replace(CHECKPOINT)
 
 
-def main() -> None:
+def train(run: Training, tokens: np.ndarray, test: np.ndarray, args: argparse.Namespace) -> None:
+    """All steps that are left."""
+    device = next(run.model.parameters()).device
+    while run.step < args.steps:
+        start = time.perf_counter()
+        for group in run.optimizer.param_groups:
+            group["lr"] = learning_rate(run.step, args.steps, args.lr)
+        with autocast(args.precision):
+            loss = loss_of(run.model, batch_at(tokens, run.step, args.batch).to(device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.step, run.seconds = run.step + 1, run.seconds + time.perf_counter() - start
+        if run.step % 25 == 0:
+            rate = args.batch * CONTEXT_TOKENS * run.step / run.seconds
+            told = f"loss {loss.item():.4f} tokens/s {rate:.0f} seconds {run.seconds:.0f}"
+            print(f"step {run.step} {told}", flush=True)
+        if run.step % 200 == 0 or run.step == args.steps:
+            held_out = held_out_loss(run.model, test, n_sequences=128)
+            print(f"step {run.step} held-out {held_out:.4f} (on 128 windows)", flush=True)
+            run.save()
+
+
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps of the whole run")
-    parser.add_argument("--batch", type=int, default=16, help="sequences of 256 tokens per step")
+    parser.add_argument("--steps", type=int, default=3600, help="optimiser steps of the whole run")
+    parser.add_argument("--batch", type=int, default=8, help="sequences of 256 tokens per step")
     parser.add_argument("--lr", type=float, default=2.5e-3)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--export", action="store_true", help="only write the checkpoint so far into the package")
-    args = parser.parse_args()
+    return parser
 
+
+def main() -> None:
+    args = arguments().parse_args()
     train_texts = list(standard_library_texts(held_out=False))
     test_texts = list(standard_library_texts(held_out=True))
     tokenizer = load_or_make_tokenizer(train_texts)
-    train, test = pack(tokenizer, train_texts), pack(tokenizer, test_texts)
+    tokens, test = pack(tokenizer, train_texts), pack(tokenizer, test_texts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    model = GPTNeoXForCausalLM(model_config()).to(device)
-    optimizer = optimizer_of(model)
-    step, seconds = 0, 0.0
-    checkpoint = BUILD / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, seconds = state["step"], state["seconds"]
-    print(f"{len(train):,} training and {len(test):,} held-out tokens; at step {step} of {args.steps}", flush=True)
-
-    while step < args.steps and not args.export:
-        start = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr)
-        with autocast(args.precision):
-            loss = loss_of(model, batch_at(train, step, args.batch).to(device))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step, seconds = step + 1, seconds + time.perf_counter() - start
-        if step % 25 == 0:
-            rate = args.batch * CONTEXT_TOKENS * step / seconds
-            print(f"step {step} loss {loss.item():.4f} tokens/s {rate:.0f} seconds {seconds:.0f}", flush=True)
-        if step % 200 == 0 or step == args.steps:
-            held_out = held_out_loss(model, test, n_sequences=128)
-            print(f"step {step} held-out {held_out:.4f} (on 128 windows)", flush=True)
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}
-            save_checkpoint(checkpoint, state)
-
-    unigram, bigram = n_gram_losses(train, test)
+    run = Training(device)
+    print(f"{len(tokens):,} training and {len(test):,} held-out tokens; at step {run.step} of {args.steps}", flush=True)
+    if not args.export:
+        train(run, tokens, test, args)
+    unigram, bigram = n_gram_losses(tokens, test)
     n_bytes = sum(len(text.encode()) for text in test_texts)
     hardware = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU cores"
     figures = {
         "date": datetime.now(UTC).date().isoformat(),
         "python": sys.version.split()[0],
         "hardware": f"{hardware} ({args.precision})",
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": step,
-        "tokens_seen": step * args.batch * CONTEXT_TOKENS,
-        "seconds": round(seconds),
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "steps": run.step,
+        "tokens_seen": run.step * args.batch * CONTEXT_TOKENS,
+        "seconds": round(run.seconds),
         "held_out_tokens": len(test),
         "bytes_per_token": n_bytes / len(test),
         "unigram_nats": unigram,
         "bigram_nats": bigram,
-        "held_out_nats": held_out_loss(model.to(torch.float16).float(), test),
-        "continuation": continuation(model, tokenizer, PROMPT),
+        "held_out_nats": held_out_loss(run.model.to(torch.float16).float(), test),
+        "continuation": continuation(run.model, tokenizer, PROMPT),
     }
     print(json.dumps(figures, indent=1))
-    export(model, tokenizer, figures)
+    export(run.model, tokenizer, figures)
 
 
 if __name__ == "__main__":

@@ -84,10 +84,8 @@ def test_attention_sinks_do_not_turn_the_components() -> None:
 
 def test_pca_is_fitted_on_training_documents_at_all_sites(lm: LanguageModel, texts: Path) -> None:
     sites = ["layers.0", "layers.2"]
-    found = fit_pca(
-        lm, str(texts), sites=sites, ks=[4, 1000], context_tokens=32, text_batch_size=8, n_rows=2000, lm_dtype="fp32"
-    )
     tokens = token_stream(lm, str(texts), context_tokens=32, text_batch_size=8, split="train")
+    found = fit_pca(lm, tokens, sites=sites, ks=[4, 1000], n_rows=2000, lm_dtype="fp32")
     # whole batches: it stops after the one that reaches 2000 rows
     x = collect(lm, tokens, sites=sites, lm_dtype="fp32", n_tokens=2000 + 8 * 32)
     for site in sites:
@@ -101,8 +99,9 @@ def test_pca_is_fitted_on_training_documents_at_all_sites(lm: LanguageModel, tex
 
 def test_pca_of_a_text_without_rows_is_refused(lm: LanguageModel) -> None:
     only_ends = torch.zeros(4, 16, dtype=torch.long)
+    tokens = token_stream(lm, only_ends, text_batch_size=8, split="train")
     with pytest.raises(UserError, match="at least 2 rows"):
-        fit_pca(lm, only_ends, sites=["layers.0"], ks=[2], context_tokens=16, text_batch_size=8)
+        fit_pca(lm, tokens, sites=["layers.0"], ks=[2])
 
 
 def sae_of(W_dec: torch.Tensor) -> SAE:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from strata.bench import command, quality, registry, rows
 from strata.bench.command import bench, fastest
+from strata.bench.contender import Given
 from strata.bench.machine import describe
 from strata.bench.memory import peak_bytes
 from strata.bench.own import Strata
@@ -22,7 +23,7 @@ from strata.bench.reached import all_reached, first_step
 from strata.bench.rows import demo_sites, open_rows, synthetic_rows
 from strata.bench.tables import lines_of
 from strata.bench.turns import Times, step_timer, take_turns, timed
-from strata.bench.worker import Worker
+from strata.bench.worker import Worker, given_of
 from strata.config.bench import BenchOptions
 from strata.errors import UserError
 
@@ -39,9 +40,9 @@ def quick_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 class Mean:
     """Predicts the mean of what it has seen: after its first step its FVU is about 1, before it is more."""
 
-    def __init__(self, *, d_in: int, d_sae: int, device: torch.device, **settings: Any) -> None:
-        self.made_with = {"d_in": d_in, "d_sae": d_sae, "device": device, **settings}
-        self.d_sae, self.steps, self.mean = d_sae, 0, torch.full((d_in,), 10.0)
+    def __init__(self, given: Given) -> None:
+        self.made_with = vars(given)
+        self.d_sae, self.steps, self.mean = given.d_sae, 0, torch.full((given.d_in,), 10.0)
 
     def prepare(self, sample: torch.Tensor) -> None:
         self.prepared = len(sample)
@@ -64,8 +65,8 @@ def mean(monkeypatch: pytest.MonkeyPatch) -> list[Mean]:
     """A peer named "mean" that is installed; gives those that are made."""
     made: list[Mean] = []
 
-    def make(**settings: Any) -> Mean:
-        made.append(Mean(**settings))
+    def make(given: Given) -> Mean:
+        made.append(Mean(given))
         return made[-1]
 
     monkeypatch.setitem(registry.CONTENDERS, "mean", registry.Entry(make=make))
@@ -154,8 +155,7 @@ class Here(Worker):
 
     def __init__(self, setting: dict[str, Any]) -> None:
         self.name = setting["name"]
-        own = {key: setting[key] for key in ("d_in", "d_sae", "k", "lr", "n_steps", "seed")}
-        made = registry.make(self.name, **own, n_rows=setting["rows"], device=torch.device("cpu"))
+        made = registry.make(self.name, given_of(setting))
         n_rows = setting["n_batches"] * setting["rows"]
         sample = open_rows("synthetic", d_in=setting["d_in"], n_rows=n_rows, n_held_out=0).train.float()
         batches = sample.split(setting["rows"])
@@ -382,8 +382,7 @@ def test_demo_rows_are_collected_once(tmp_path, monkeypatch, capsys):
 
 
 def test_strata_contender_is_the_learner_of_a_training():
-    settings: dict[str, Any] = {"d_in": 16, "d_sae": 70, "k": 4, "lr": None, "n_steps": 10, "seed": 0, "n_rows": 32}
-    made = Strata(**settings, device=CPU)
+    made = Strata(Given(d_in=16, d_sae=70, k=4, lr=None, n_steps=10, seed=0, n_rows=32, device=CPU))
     x = synthetic_rows(64, 16)
     made.prepare(x)
     before = made.reconstruct(x)
@@ -437,8 +436,8 @@ def test_peers_learn(name):
     package = {"saelens": "sae_lens"}.get(registry.family(name), registry.family(name))
     if importlib.util.find_spec(package) is None or name == "dictionary_learning-autocast":
         pytest.skip(f"{package} is not installed, or has this on GPUs only")
-    settings: dict[str, Any] = {"d_in": 16, "d_sae": 64, "k": 4, "lr": 1e-2, "n_steps": 60, "seed": 0, "n_rows": 64}
-    made = registry.make(name, **settings, device=CPU)
+    given = Given(d_in=16, d_sae=64, k=4, lr=1e-2, n_steps=60, seed=0, n_rows=64, device=CPU)
+    made = registry.make(name, given)
     x = synthetic_rows(64 * 60, 16)
     made.prepare(x)
     made.step(x[:64])

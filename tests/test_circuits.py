@@ -403,7 +403,9 @@ def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, pairs = shared_language_model("gpt2"), some_pairs()
     saes, before = suite(lm), n_hooks(lm.model)
     found = attribute(lm, saes, pairs)
-    with pytest.raises(UserError, match=r"`method` must be one of 'attribution', 'integrated'. Got 'exact'"):
+    with pytest.raises(
+        UserError, match=r"`method` must be a way to attribute. Got 'exact'. Known are: 'attribution', 'integrated'"
+    ):
         attribute(lm, saes, pairs, method="exact")
     with pytest.raises(UserError, match=r"`n_steps` must be at least 1. Got 0"):
         attribute(lm, saes, pairs, n_steps=0)

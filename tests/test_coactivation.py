@@ -24,8 +24,8 @@ from strata.interpret.coactivation import (
     partners_across,
     partners_of,
 )
-from strata.interpret.coactivation_counts import shard_of
 from strata.interpret.index_layout import CodeShard
+from strata.interpret.index_writing import Entries
 from strata.shapes import SparseCode
 
 
@@ -46,6 +46,12 @@ def random_codes(n_rows: int, k: int, d_sae: int, *, seed: int = 0, ragged: bool
     if ragged:
         values[1:] *= torch.rand(n_rows - 1, k, generator=generator) < 0.2
     return SparseCode(values, indices, d_sae)
+
+
+def shard_of(code: SparseCode, *, first_token: int = 0) -> CodeShard:
+    """The code of consecutive tokens, of any leading shape, as an index lists it."""
+    rows = SparseCode(code.values.flatten(0, -2), code.indices.flatten(0, -2), code.d_sae)
+    return Entries.of(rows, torch.arange(len(rows.values)), first=first_token).by_latent(code.d_sae)
 
 
 def cut(code: SparseCode, ends: list[int]) -> list[CodeShard]:
@@ -186,12 +192,13 @@ MEMORY = """
 import resource, sys
 import torch
 from strata.interpret.coactivation import partners
-from strata.interpret.coactivation_counts import shard_of
+from strata.interpret.index_writing import Entries
 from strata.shapes import SparseCode
 
 def peak_after(d_sae):
     starts = torch.randint(d_sae, (1000, 1), generator=torch.Generator().manual_seed(0))
-    shard = shard_of(SparseCode(torch.ones(1000, 4), (starts + 7 * torch.arange(4)) % d_sae, d_sae))
+    code = SparseCode(torch.ones(1000, 4), (starts + 7 * torch.arange(4)) % d_sae, d_sae)
+    shard = Entries.of(code, torch.arange(1000)).by_latent(d_sae)
     partners(lambda: [shard])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

@@ -29,7 +29,8 @@ from strata.errors import UserError
 from strata.evaluate import run_model
 from strata.evaluate.held_out_text import held_out_batches
 from strata.evaluate.overlap import overlaps
-from strata.evaluate.runs import open_run, open_suites
+from strata.evaluate.run_suites import open_suites
+from strata.evaluate.runs import open_run
 from strata.evaluate.suites import by_suite, evaluate_suites
 from strata.lm.flops import forward_flops_of
 from strata.lm.model import LanguageModel
@@ -306,7 +307,7 @@ def test_transcoders_are_left_out_and_a_line_says_so(
 
 
 def test_runs_that_cannot_be_read_are_refused(plain: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"`runs` must be folders of runs.*no run.json"):
+    with pytest.raises(UserError, match=r"A run must be a folder that `strata train` wrote.*no run.json"):
         open_run(tmp_path)
     (tmp_path / "run.json").write_text('{"status": "training"}', encoding="utf-8")
     with pytest.raises(UserError, match="is damaged"):

@@ -31,6 +31,7 @@ from strata.errors import UserError
 from strata.lm.flops import forward_flops_of
 from strata.lm.model import LanguageModel
 from strata.plan.against import against, formulas, render
+from strata.plan.argument import Case
 
 PAGE = Path(__file__).parents[1] / "docs" / "compute.md"
 N, D_IN, D_SAE, K, N_SITES, N_ROWS, CONTEXT = 5_132_160, 192, 3072, 32, 8, 319_488, 256
@@ -57,16 +58,17 @@ def demo(**changes: Any) -> dict[str, Any]:
         "saes": [SAEShape(d_in=D_IN, d_sae=D_SAE, k=K)] * N_SITES,
         **changes,
     }
-    return against(settings.pop("subject_parameters", N), **settings)
+    constants = settings.pop("constants", None)
+    return against(Case(**{"subject_parameters": N, **settings}), constants=constants)
 
 
 def llama() -> dict[str, Any]:
     """Llama-3.1-8B with an SAE of 32 times its width on each of 32 layers, 4 billion tokens."""
     known, h, n_tokens = known_training_tokens("meta-llama/Llama-3.1-8B"), 131_072, 4e9
     assert known is not None
-    return against(
-        LLAMA_N,
-        known.n_tokens,
+    case = Case(
+        subject_parameters=LLAMA_N,
+        training_tokens=known.n_tokens,
         training_source=known.source,
         sae_flops=32 * n_tokens * sae_step_flops(4096, h, 64),
         lm_flops=n_tokens * LLAMA_FORWARD,
@@ -74,6 +76,7 @@ def llama() -> dict[str, Any]:
         forward_flops_per_token=LLAMA_FORWARD,
         saes=[SAEShape(d_in=4096, d_sae=h, k=64)] * 32,
     )
+    return against(case)
 
 
 def interpretation(found: dict[str, Any], name: str, explainer: str) -> dict[str, Any]:

@@ -16,15 +16,17 @@ from strata.config.layer_groups import Group
 from strata.config.plan import PlanOptions
 from strata.config.train import SAEConfig, TrainConfig
 from strata.costs.memory import (
-    checkpoint_bytes,
+    PROCESS_BYTES,
+    ModelInMemory,
+    RowsInMemory,
     evaluation_memory,
     evaluation_pieces,
     examples_memory,
-    folder_bytes,
     forward_bytes,
     training_memory,
 )
 from strata.costs.step import SAEShape
+from strata.costs.tensors import checkpoint_bytes, folder_bytes
 from strata.lm.model import LanguageModel
 from strata.lm.outline import outline
 from strata.machine.rates import HARDWARE
@@ -197,31 +199,30 @@ def n_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-NOTHING: dict[str, Any] = {"weight_bytes": 0.0, "forward_bytes": 0.0, "row_bytes": 400.0, "process_bytes": 0.0}
-
-
 def test_the_parts_are_those_of_the_largest_phase() -> None:
     wide = SAEShape(d_in=4096, d_sae=65_536, k=64)
     weights = 4 * 2 * 4096 * 65_536
-    one = training_memory([wide], batch_size=4096, buffer_rows=0, **NOTHING)
-    many = training_memory([wide] * 8, batch_size=4096, buffer_rows=0, **NOTHING)
+    none = RowsInMemory(row_bytes=400.0)
+    one = training_memory([wide], batch_size=4096, rows=none)
+    many = training_memory([wide] * 8, batch_size=4096, rows=none)
     assert one["weights and optimiser"] == pytest.approx(3 * weights, rel=0.001)
     assert one["finished copies"] == pytest.approx(weights, rel=0.001)  # there is no gradient that would take as much
-    busy = training_memory([SAEShape(d_in=512, d_sae=2048, k=64)], batch_size=65_536, buffer_rows=0, **NOTHING)
+    busy = training_memory([SAEShape(d_in=512, d_sae=2048, k=64)], batch_size=65_536, rows=none)
     rows, entries = 65_536 * 8 * 4 * 512, 65_536 * 64 * 2 * 44
     assert busy["step"] == pytest.approx(rows + entries, rel=0.05)
     assert many["weights and optimiser"] == pytest.approx(8 * 3 * weights, rel=0.001)
     assert many["finished copies"] == pytest.approx(8 * weights, rel=0.001)
-    joining = training_memory([SAEShape(d_in=100, d_sae=100, k=1)], batch_size=1, buffer_rows=0, kept_rows=10_000_000,
-                              **NOTHING)  # fmt: skip
+    collected = RowsInMemory(row_bytes=400.0, kept_rows=10_000_000)
+    joining = training_memory([SAEShape(d_in=100, d_sae=100, k=1)], batch_size=1, rows=collected)
     assert joining["joining of rows"] == 4 * 100 * 10_000_000
     assert joining["rows"] == pytest.approx(400 * 10_000_000, rel=0.1)
 
 
 def test_without_saes_rows_and_the_language_model_are_left() -> None:
-    given: dict[str, Any] = {**NOTHING, "weight_bytes": 3.0, "forward_bytes": 4.0}
-    parts = training_memory([], batch_size=1, buffer_rows=10, token_bytes=5.0, **given)
+    rows = RowsInMemory(row_bytes=400.0, buffer_rows=10, token_bytes=5.0)
+    parts = training_memory([], batch_size=1, rows=rows, model=ModelInMemory(weight_bytes=3.0, forward_bytes=4.0))
     assert list(parts)[:5] == ["process", "language model", "forward", "tokens", "rows"]
+    assert parts.pop("process") == PROCESS_BYTES
     assert sum(parts.values()) == pytest.approx(3 + 4 + 5 + 10 * 400, rel=0.1)
 
 
@@ -240,7 +241,7 @@ def test_an_evaluation_holds_the_logits_of_a_piece_and_what_they_are_compared_wi
     assert evaluation_pieces(100, batch_tokens=64, context_tokens=64, vocabulary_size=10**9) == (64, 2)
     assert evaluation_pieces(100, batch_tokens=64, context_tokens=32, vocabulary_size=0) == (64, 2)
     saes = [SAEShape(d_in=10, d_sae=100, k=2)] * 3
-    given: dict[str, Any] = {"weight_bytes": 3.0, "forward_bytes": 4.0, "piece_tokens": 1000, "process_bytes": 0.0}
+    given: dict[str, Any] = {"model": ModelInMemory(weight_bytes=3.0, forward_bytes=4.0), "piece_tokens": 1000}
     one = evaluation_memory(saes, n_pieces=1, vocabulary_size=10_000, **given)
     several = evaluation_memory(saes, n_pieces=9, vocabulary_size=10_000, **given)
     half = evaluation_memory(saes, n_pieces=9, vocabulary_size=10_000, number_bytes=2.0, **given)
@@ -252,6 +253,6 @@ def test_an_evaluation_holds_the_logits_of_a_piece_and_what_they_are_compared_wi
 
 
 def test_examples_of_features_grow_with_the_latents() -> None:
-    given: dict[str, Any] = {"weight_bytes": 0.0, "forward_bytes": 0.0, "batch_tokens": 1024, "process_bytes": 0.0}
+    given: dict[str, Any] = {"model": ModelInMemory(), "batch_tokens": 1024}
     few, many = (examples_memory([SAEShape(d_in=16, d_sae=65_536, k=8)] * n, **given)["examples"] for n in (1, 5))
     assert many - few == pytest.approx(4 * 65_536 * 1440, rel=0.01)

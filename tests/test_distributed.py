@@ -34,11 +34,13 @@ from strata.distributed.rows import SharedStream
 from strata.distributed.spread import Spread, chosen_spread, dealt
 from strata.errors import UserError
 from strata.kernels.gradient import matrix
-from strata.loop import Prepared, Recording, step_all
+from strata.loop import step_all
+from strata.prepare import Prepared, prepare
+from strata.recording import Recording
 from strata.run import train_run
 from strata.sae.rules.base import Outcome
 from strata.signals import Interrupted
-from strata.train import prepare, train
+from strata.train import train
 from tiny_models import WIDTH, save_tiny_model, shared_language_model
 
 SMALL = SAEConfig(expansion_factor=3, k=4, batch_size=48, text_batch_size=4, dead_feature_window=3)

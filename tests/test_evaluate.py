@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from strata.activations.harvest import collect
 from strata.errors import UserError
-from strata.evaluate import held_out, language_loss, suites
-from strata.evaluate.examples import feature_examples
-from strata.evaluate.held_out import evaluate_saes, reconstruction_quality
+from strata.evaluate import language_loss, suites
+from strata.evaluate.examples import Shown, feature_examples
+from strata.evaluate.quality import reconstruction_quality
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch
 from strata.sae.gates import TopK
@@ -96,6 +96,12 @@ def token_sae(lm: LanguageModel, token_ids: Sequence[int]) -> SAE:
     )
 
 
+def evaluate_saes(
+    lm: LanguageModel, saes: dict[str, SAE], batches: list[TokenBatch], *, lm_dtype: str = "auto"
+) -> dict[str, Any]:
+    return suites.evaluate_suites(lm, {"saes": saes}, batches, lm_dtype=lm_dtype)["saes"]
+
+
 def only_site(result: dict[str, Any]) -> dict[str, Any]:
     (numbers,) = result["sites"].values()
     return numbers
@@ -103,16 +109,13 @@ def only_site(result: dict[str, Any]) -> dict[str, Any]:
 
 def test_structure_is_that_of_the_run_folder(lm: LanguageModel, text: list[TokenBatch]) -> None:
     saes = {"layers.2": random_sae(), "layers.0": random_sae(seed=1)}
-    record = {"layers.0": {"dead_share": 0.25, "dead_window_rows": 4096}}
-    result = evaluate_saes(lm, saes, text, dead=record)
-    assert list(result) == ["n_rows", "n_tokens", "context_tokens", "sites", "all_sites"]
+    result = evaluate_saes(lm, saes, text)
+    assert set(result) == {"n_rows", "n_tokens", "context_tokens", "sites", "all_sites"}
     assert set(result["all_sites"]) == set(LOSS_KEYS)
     assert (result["n_rows"], result["n_tokens"], result["context_tokens"]) == (12 * 29 - 10, 12 * 30 - 10, 30)
     assert list(result["sites"]) == ["layers.2", "layers.0"]
     for numbers in result["sites"].values():
-        assert set(numbers) == {*RECONSTRUCTION_KEYS, *LOSS_KEYS, "dead_share", "dead_window_rows"}
-    assert (result["sites"]["layers.2"]["dead_share"], result["sites"]["layers.2"]["dead_window_rows"]) == (None, None)
-    assert (result["sites"]["layers.0"]["dead_share"], result["sites"]["layers.0"]["dead_window_rows"]) == (0.25, 4096)
+        assert set(numbers) == {*RECONSTRUCTION_KEYS, *LOSS_KEYS}
     json.dumps(result, allow_nan=False)
 
 
@@ -198,14 +201,11 @@ def test_batching_and_memory_limits_change_nothing(
     lm: LanguageModel, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saes = {"layers.0": random_sae(), "layers.2": random_sae(seed=1)}
-    options: dict[str, Any] = {"lm_dtype": "fp32"}
-    options["dead"] = {site: {"dead_share": 0.5, "dead_window_rows": 100} for site in saes}
-    whole = evaluate_saes(lm, saes, batches_of(ids, 12), **options)
+    whole = evaluate_saes(lm, saes, batches_of(ids, 12), lm_dtype="fp32")
     monkeypatch.setattr(language_loss, "_LOGITS_BYTES", 4 * VOCABULARY * SEQ * 2)  # two sequences at a time
     monkeypatch.setattr(language_loss, "_SOFTMAX_BYTES", 4 * VOCABULARY * 7)
-    monkeypatch.setattr(held_out, "_CHUNK_ROWS", 50)
     monkeypatch.setattr(suites, "_FIRST_ROWS", 330)  # more than all batches but the last hold
-    pieces = evaluate_saes(lm, saes, batches_of(ids, 1, 3, 8), **options)
+    pieces = evaluate_saes(lm, saes, batches_of(ids, 1, 3, 8), lm_dtype="fp32")
     counts = ("n_rows", "n_tokens", "context_tokens")
     assert [pieces[key] for key in counts] == [whole[key] for key in counts]
     assert pieces["all_sites"] == pytest.approx(whole["all_sites"], rel=1e-4)
@@ -278,7 +278,7 @@ def test_without_saes_or_rows_the_error_says_so(lm: LanguageModel, text: list[To
     with pytest.raises(UserError, match="neither pad nor special"):
         evaluate_saes(lm, {"layers.1": random_sae()}, batches_of(torch.zeros(2, 5, dtype=torch.long), 2))
     with pytest.raises(UserError, match="n_examples"):
-        feature_examples(lm, {"layers.1": random_sae()}, text, n_examples=0)
+        feature_examples(lm, {"layers.1": random_sae()}, text, shown=Shown(n_examples=0))
 
 
 # Features.
@@ -286,7 +286,7 @@ def test_without_saes_or_rows_the_error_says_so(lm: LanguageModel, text: list[To
 
 def test_planted_features_show_their_token(lm: LanguageModel, ids: Tensor, text: list[TokenBatch]) -> None:
     planted = [END, PAD, *range(10, 40), 250]
-    (features,) = feature_examples(lm, {EMBEDDING: token_sae(lm, planted)}, text, n_features=8, n_examples=2).values()
+    (features,) = feature_examples(lm, {EMBEDDING: token_sae(lm, planted)}, text, shown=Shown(n_examples=2)).values()
     assert [feature["kind"] for feature in features] == ["strongest"] * 4 + ["random"] * 4
     assert len({feature["latent"] for feature in features}) == 8
     for feature in features:
@@ -309,10 +309,12 @@ def test_windows_end_with_their_sequence(lm: LanguageModel) -> None:
     ids[0, 0] = ids[1, 19] = ids[2, 10] = ids[3, 3] = 120
     ids[3, 5:] = PAD
     sae = token_sae(lm, [120])
-    features = feature_examples(lm, {EMBEDDING: sae}, batches_of(ids, 2, 2), n_features=1, context_tokens=(4, 3))
+    features = feature_examples(
+        lm, {EMBEDDING: sae}, batches_of(ids, 2, 2), shown=Shown(n_features=1, before=4, after=3)
+    )
     assert features[EMBEDDING] == []  # four firings, five examples wanted
     features = feature_examples(
-        lm, {EMBEDDING: sae}, batches_of(ids, 2, 2), n_features=1, n_examples=4, context_tokens=(4, 3)
+        lm, {EMBEDDING: sae}, batches_of(ids, 2, 2), shown=Shown(n_features=1, n_examples=4, before=4, after=3)
     )
     windows = [ids[0, :4], ids[1, 15:], ids[2, 6:14], ids[3, :5]]
     expected = [
@@ -328,17 +330,15 @@ def slow_examples(
 ) -> list[tuple[int, int, list[float]]]:
     """The documented rule on one latent's activations: sequence, position and window of each example."""
     before, after = window
-    peaks = []
-    for number, row in enumerate(activations.tolist()):
-        for start in range(0, SEQ, before + 1 + after):
-            block = row[start : start + before + 1 + after]
-            if max(block) > 0:
-                peaks.append((-max(block), number, start + block.index(max(block))))
+    rows = activations.tolist()
+    firings = [(-value, number, place) for number, row in enumerate(rows) for place, value in enumerate(row) if value]
     chosen: list[tuple[int, int, list[float]]] = []
-    for _, number, place in sorted(peaks):
-        if all(number != other or abs(place - where) > before + after for other, where, _ in chosen):
+    for value, number, place in sorted(firings):
+        around = rows[number][max(place - before, 0) : place + after + 1]
+        apart = all(number != other or abs(place - where) > before + after for other, where, _ in chosen)
+        if apart and max(around) == -value:
             last = min(place + after + 1, lengths[number])
-            chosen.append((number, place, activations[number, max(place - before, 0) : last].tolist()))
+            chosen.append((number, place, rows[number][max(place - before, 0) : last]))
     return chosen[:n_examples]
 
 
@@ -349,11 +349,12 @@ def test_examples_against_a_dense_code(
     lm: LanguageModel, ids: Tensor, sizes: tuple[int, ...], window: tuple[int, int]
 ) -> None:
     sae = random_sae(d_sae=96, k=6)
-    options: dict[str, Any] = {"n_features": 12, "n_examples": 3, "context_tokens": window, "lm_dtype": "fp32"}
-    features = feature_examples(lm, {"layers.1": sae}, batches_of(ids, *sizes), **options)["layers.1"]
+    shown = Shown(n_features=12, n_examples=3, before=window[0], after=window[1])
+    text = [*batches_of(ids, *sizes), *batches_of(torch.full((1, SEQ), END), 1)]  # the last one without a row
+    features = feature_examples(lm, {"layers.1": sae}, text, shown=shown, lm_dtype="fp32")["layers.1"]
     assert len(features) == 12
     x = lm.activations(ids, ["layers.1"], attention_mask=ids != PAD)["layers.1"]
-    dense = sae.encode(x) * (ids > PAD)[..., None]
+    dense = sae.encode(x).half().float() * (ids > PAD)[..., None]  # as an index keeps them
     lengths = (ids != PAD).sum(1).tolist()
     for feature in features:
         slow = slow_examples(dense[..., feature["latent"]], lengths, n_examples=3, window=window)
@@ -376,19 +377,18 @@ def test_strongest_are_the_strongest_of_the_density_range(lm: LanguageModel) -> 
     ids[:, 20] = 14  # density 1/30: too frequent for "strongest", whatever its activation
     embeddings = lm.model.get_input_embeddings().weight
     sae = token_sae(lm, [10, 11, 12, 13, 14])
-    features = feature_examples(lm, {EMBEDDING: sae}, batches_of(ids, 40), n_features=4, seed=1)[EMBEDDING]
+
+    def features_of(*sizes: int, seed: int) -> list[dict[str, Any]]:
+        text, shown = batches_of(ids, *sizes), Shown(n_features=4)
+        return feature_examples(lm, {EMBEDDING: sae}, text, shown=shown, seed=seed)[EMBEDDING]
+
+    features = features_of(40, seed=1)
     by_norm = sorted(range(4), key=lambda i: -embeddings[10 + i].norm().item())  # activation: 0.1 of the norm
     assert [feature["latent"] for feature in features[:2]] == by_norm[:2]
     assert {feature["latent"] for feature in features[2:]} <= {*by_norm[2:], 4}
-    again = feature_examples(lm, {EMBEDDING: sae}, batches_of(ids, 25, 15), n_features=4, seed=1)[EMBEDDING]
+    again = features_of(25, 15, seed=1)
     assert [feature["latent"] for feature in again] == [feature["latent"] for feature in features]
-    drawn = [
-        {
-            f["latent"]
-            for f in feature_examples(lm, {EMBEDDING: sae}, batches_of(ids, 40), n_features=4, seed=s)[EMBEDDING][2:]
-        }
-        for s in range(6)
-    ]
+    drawn = [{feature["latent"] for feature in features_of(40, seed=seed)[2:]} for seed in range(6)]
     assert len({frozenset(latents) for latents in drawn}) > 1
 
 
@@ -409,7 +409,7 @@ def test_sinks_are_no_examples(ids: Tensor) -> None:
 def test_tokens_without_tokenizer_are_numbers(ids: Tensor) -> None:
     lm = LanguageModel(tiny_model("gpt_neox"))
     (feature, *_) = feature_examples(
-        lm, {EMBEDDING: token_sae(lm, [*range(10, 40)])}, batches_of(ids, 12), n_examples=1
+        lm, {EMBEDDING: token_sae(lm, [*range(10, 40)])}, batches_of(ids, 12), shown=Shown(n_examples=1)
     )[EMBEDDING]
     example = feature["examples"][0]
     assert example["tokens"][example["peak"]] == str(10 + feature["latent"])

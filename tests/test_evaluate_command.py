@@ -16,7 +16,7 @@ from finished_runs import SITES, config, evaluated, layer_wise, write_run, write
 from strata.cli import main
 from strata.config.evaluate import EvaluateConfig
 from strata.errors import MissingExtraError, UserError
-from strata.evaluate import compare, lm_eval_suites
+from strata.evaluate import compare, evaluations, lm_eval_suites
 from strata.evaluate.harness import harness_table, run_lm_eval
 from strata.evaluate.parts import Parts, stamps
 from strata.lm.model import LanguageModel
@@ -253,7 +253,7 @@ def test_an_interrupted_evaluation_goes_on_with_what_it_had_found(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(compare, "task_scores", interrupted)
+        patched.setattr(evaluations, "task_scores", interrupted)
         with pytest.raises(KeyboardInterrupt, match=r"The same command goes on with what it had found\."):
             evaluated(out, plain, **wanted)
     assert kept.is_file() and not out.exists()

@@ -1,10 +1,13 @@
 """Windows to explain and score from, the scores themselves, records, and the program, on a planted index."""
 
 import json
+import socket
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -13,7 +16,6 @@ from loopback_server import Answer, LoopbackServer, chat_answer, task_of
 from strata.config.explain import ExplainConfig
 from strata.errors import UserError
 from strata.interpret.explain import command, features
-from strata.interpret.explain.choice import Choice
 from strata.interpret.explain.explained import Explained
 from strata.interpret.explain.interpreter import (
     Explanation,
@@ -24,7 +26,9 @@ from strata.interpret.explain.interpreter import (
     Simulated,
     SimulationTask,
 )
-from strata.interpret.explain.judged_scores import auroc, fuzzing_marks, judged_score, markable, true_marks
+from strata.interpret.explain.interpreters import INTERPRETERS, Features, Opened
+from strata.interpret.explain.judged_scores import auroc, judged_score
+from strata.interpret.explain.marks import fuzzing_marks, markable, true_marks
 from strata.interpret.explain.material import Amounts, FeatureMaterial, gather
 from strata.interpret.explain.pieces import Pieces
 from strata.interpret.explain.record import (
@@ -35,9 +39,10 @@ from strata.interpret.explain.record import (
     read_all_explanations,
     read_explanations,
 )
-from strata.interpret.explain.scoring import Trial, score
+from strata.interpret.explain.scoring import SCORERS, score
 from strata.interpret.explain.simulation_scores import simulation_score
 from strata.interpret.explain.summary import SUMMARY, distribution, summarize, table
+from strata.interpret.explain.trial import Trial
 from strata.interpret.index import FeatureIndex
 from strata.interpret.prompted.cache import RequestCache
 from strata.interpret.site_index import Firings, SiteIndex
@@ -259,7 +264,7 @@ def test_scores_that_are_not_defined_are_none() -> None:
     assert (silent.correlation, silent.absolute, silent.squared) == (None, None, None)
     nothing = simulation_score(a, np.full((1, 3), np.nan), measured=ones, max_activation=2.0)
     assert (nothing.correlation, nothing.n_failed) == (None, 1)
-    json.dumps([constant.as_json(), silent.as_json(), nothing.as_json()], allow_nan=False)
+    json.dumps([vars(constant), vars(silent), vars(nothing)], allow_nan=False)
 
 
 # Detection and fuzzing
@@ -370,31 +375,30 @@ def test_the_truth_scores_one_and_always_no_one_half(index: PlantedIndex) -> Non
     material = material_of(index, 0)
     explanation = Explanation("layers.0", 0, "seven")
     [truth] = score(Knowing(), [explanation], [Trial.of(material, seed=0)], scorers=ALL)
-    assert truth.simulation is not None and truth.detection is not None and truth.fuzzing is not None
-    assert truth.simulation["all"].correlation == pytest.approx(1)
-    assert truth.simulation["top"].n_windows == 10 and truth.simulation["all"].n_windows == 50
-    assert (truth.detection.balanced_accuracy, truth.fuzzing.balanced_accuracy) == (1.0, 1.0)
-    assert (truth.detection.n, truth.fuzzing.n) == (50, 30)
+    simulated = truth["simulation"]
+    assert simulated["all"]["correlation"] == pytest.approx(1)
+    assert simulated["top"]["n_windows"] == 10 and simulated["all"]["n_windows"] == 50
+    assert (truth["detection"]["balanced_accuracy"], truth["fuzzing"]["balanced_accuracy"]) == (1.0, 1.0)
+    assert (truth["detection"]["n"], truth["fuzzing"]["n"]) == (50, 30)
     [no] = score(Knowing("no"), [explanation], [Trial.of(material, seed=0)], scorers=ALL)
-    assert no.detection is not None and no.fuzzing is not None and no.simulation is not None
-    assert (no.detection.balanced_accuracy, no.detection.auroc, no.fuzzing.auroc) == (0.5, 0.5, 0.5)
-    assert no.simulation["all"].correlation is None
+    chance = no["detection"]["balanced_accuracy"], no["detection"]["auroc"], no["fuzzing"]["auroc"]
+    assert chance == (0.5, 0.5, 0.5)
+    assert no["simulation"]["all"]["correlation"] is None
     [part] = score(Knowing(), [explanation], [Trial.of(material, seed=0)], scorers=("detection",))
-    assert (part.simulation, part.fuzzing) == (None, None)
+    assert list(part) == [*SCORERS, "failures"] and (part["simulation"], part["fuzzing"]) == (None, None)
+
+
+def test_every_scorer_and_interpreter_can_be_asked_for() -> None:
+    kinds = get_type_hints(ExplainConfig)
+    assert get_args(get_args(kinds["scorers"])[0]) == tuple(SCORERS)
+    assert get_args(kinds["interpreter"]) == tuple(INTERPRETERS)
+    named = {name for kind in INTERPRETERS.values() for name in kind.settings}
+    assert named <= kinds.keys()
 
 
 def explain(index: PlantedIndex, interpreter: Any, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Explained:
-    class Chosen(Choice):
-        def __init__(self, *_: Any, **__: Any) -> None:
-            self.interpreter = interpreter
-
-        def account(self) -> dict[str, Any]:
-            return {}
-
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(command, "Choice", Chosen)
+    opened = replace(INTERPRETERS["patterns"], open=lambda *_: nullcontext(Opened(interpreter)))
+    monkeypatch.setitem(INTERPRETERS, "patterns", opened)
     monkeypatch.setattr(features, "FEATURES_AT_ONCE", 2)
     config = ExplainConfig(run=Path("run"), window_tokens=16, **settings)
     return command.explain_index(index, config, progress=False)
@@ -539,8 +543,12 @@ def test_the_local_interpreter_may_run_the_models_code_where_that_is_allowed(
         monkeypatch.setattr(kind, "from_pretrained", asked)
     for allowed in (False, True):
         config = ExplainConfig(run=Path("run"), interpreter="local", model="m", trust_remote_code=allowed)
-        with pytest.raises(UserError, match="that is all we wanted to know"):
-            Choice(config, vocabulary=index.vocabulary, sites={}, pieces=cut(index), progress=False)
+        asked_of = Features(sites={}, pieces=cut(index), vocabulary=index.vocabulary)
+        with (
+            pytest.raises(UserError, match="that is all we wanted to know"),
+            INTERPRETERS["local"].open(config, asked_of, False),
+        ):
+            pass
     assert given == [False, False, True, True]
 
 
@@ -602,6 +610,23 @@ def test_an_endpoint_explains_and_judges_and_is_paid_once(index: PlantedIndex, m
         assert len(closed) == 2  # the file of answers, each time
         kept = [path.read_bytes() for path in index.folder.parent.rglob("*") if path.is_file()]
         assert not any(b"secret-of-nobody" in content for content in kept)
+
+
+@pytest.mark.parametrize("answers", ["nobody", "broken"])
+def test_an_endpoint_that_never_answers_is_an_error(index: PlantedIndex, answers: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        free = closed.getsockname()[1]
+    with LoopbackServer(lambda body, _: Answer(b"<html>", status=200)) as server:
+        url = f"http://127.0.0.1:{free}/v1" if answers == "nobody" else server.url
+        config = ExplainConfig(run=index.folder.parent, interpreter="http", base_url=url, model="seven",
+                               latents=(0, 2), window_tokens=16, n_retries=0)  # fmt: skip
+        reason = "connection broken" if answers == "nobody" else "not an answer of this protocol"
+        with pytest.raises(UserError, match=rf"seven \(http {url}\) answered none of 2 requests: {reason}"):
+            command.explain_index(index, config, progress=False)
+    with LoopbackServer(knows_token_seven) as server:
+        config = replace(config, base_url=server.url, scorers=("detection",))
+        again = command.explain_index(index, config, progress=False)
+    assert again.summary["account"]["n_failed"] == 0 and len(again.features("layers.0")) == 2
 
 
 def test_an_explainer_sees_windows_of_all_strengths(index: PlantedIndex) -> None:

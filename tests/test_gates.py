@@ -262,6 +262,17 @@ def code_of(learner: Learner, sae: SAE, u: Tensor, *, scale: float) -> Tensor:
 
 
 @every_case
+def test_training_goes_on_without_the_finished_sae_and_without_the_one_it_began_with(architecture, kind):
+    trial = Trial(architecture, kind, rows=site_rows(64, 8), n_steps=3)
+    sae = trial.train().finish()
+    before = deepcopy(sae.state_dict())
+    trial.train()
+    trial.train(trial.fresh(init=sae))
+    for name, tensor in sae.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@every_case
 def test_scaling_the_activations_scales_the_sae(architecture, kind):
     """Powers of two are exact in floating point, so the training is the same, bit for bit."""
     trial = Trial(architecture, kind, rows=site_rows(64, 8))

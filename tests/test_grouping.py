@@ -17,7 +17,7 @@ from strata.grouping import (
     NotNeighboursError,
     amad,
     checked_distances,
-    fewest_groups,
+    first_below,
     layer_distances,
     partition,
     partitions,
@@ -62,6 +62,14 @@ def test_published_partitions_are_reproduced(n_groups: int) -> None:
     assert found == [list(range(first, last + 1)) for first, last in published["groups"]]
     assert amad(pythia(), found) == pytest.approx(published["amad"], abs=0.0015)
     assert worst_diameter(pythia(), found) == pytest.approx(published["worst_diameter"], abs=0.0015)
+
+
+def fewest_groups(d: Tensor, *, threshold: float = 0.2, method: str = "minmax") -> list[list[int]]:
+    """The partition into K* groups."""
+    cuts = partitions(d, method)
+    found = cuts[first_below((None if cut is None else amad(d, cut) for cut in cuts), threshold)]
+    assert found is not None
+    return found
 
 
 def test_the_fewest_groups_of_pythia_are_the_published_six() -> None:
@@ -174,8 +182,6 @@ def test_bad_requests_are_refused() -> None:
             partition(d, n_groups)
     with pytest.raises(UserError, match=r"Got 'minmx'\. Did you mean 'minmax'"):
         partition(d, 2, "minmx")
-    with pytest.raises(UserError, match=r"`threshold` must be above 0\. Got 0"):
-        fewest_groups(d, threshold=0.0)
     for groups in ([[0, 1], [2, 3]], [[0, 1], [1, 2, 3, 4]], [[0, 1, 2, 3, 4], []]):
         with pytest.raises(UserError, match="`groups` must hold each of the 5 layers exactly once"):
             amad(d, groups)
@@ -184,6 +190,37 @@ def test_bad_requests_are_refused() -> None:
 def test_a_lower_triangle_is_the_whole_matrix() -> None:
     d = random_distances(5, seed=0)
     assert torch.equal(checked_distances(d), checked_distances(d.tril(-1)))
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_unit_of_the_distances_decides_nothing(method: str, unit: float) -> None:
+    for n_groups in range(1, 16):
+        assert partition(pythia() * unit, n_groups, method) == partition(pythia(), n_groups, method)
+
+
+def test_a_matrix_is_checked_in_double_precision_and_its_diagonal_is_zero() -> None:
+    d = random_distances(5, seed=0)
+    assert checked_distances(d).dtype == torch.float64
+    assert torch.equal(checked_distances(d + 0.3 * torch.eye(5)), checked_distances(d))
+    assert not checked_distances(d.clone().requires_grad_()).requires_grad
+    assert isinstance(amad(d, [[0, 1, 2], [3, 4]]), float)
+
+
+def test_triangles_may_differ_by_rounding_alone() -> None:
+    d = random_distances(5, seed=0).double()
+    rounded, other, far = d.clone(), d.clone(), 1e4 * d
+    rounded[0, 3] += 5e-6
+    other[0, 3] += 2e-5
+    far[0, 3] += 2e-5  # whatever their size
+    assert torch.equal(checked_distances(rounded), checked_distances(d))
+    for given in (other, far):
+        with pytest.raises(UserError, match="must be symmetric"):
+            checked_distances(given)
+
+
+def test_an_amad_at_the_threshold_is_not_below_it() -> None:
+    assert first_below([None, 0.3, 0.2, 0.1, 0.0], 0.2) == 3
 
 
 def rows_of(n_rows: int, *, n_layers: int = 4, d_in: int = 12) -> list[Tensor]:
@@ -350,6 +387,11 @@ def test_distances_of_a_language_model(lm: LanguageModel) -> None:
     means = torch.stack([layer[:128].mean(0) for layer in rows])
     expected = angles_pair_by_pair([layer[128:] for layer in rows], means)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_options_reach_the_measurement(lm: LanguageModel) -> None:
+    with pytest.raises(UserError, match="lm_dtype"):
+        layer_distances(lm, ["a text"], lm_dtype="fp99")
 
 
 def test_numpy_and_lists_are_matrices_too() -> None:

@@ -270,7 +270,10 @@ def test_a_store_is_measured_without_its_model(model: Path, text: Path, tmp_path
 def test_folders_are_not_overwritten_by_accident(written: Path, model: Path, text: Path, tmp_path: Path) -> None:
     before = (written / "groups.json").read_bytes()
     given = settings(model, text, out=written)
-    with pytest.raises(UserError, match=r"`out` must be a new folder.* exists already. Give another, or --overwrite"):
+    with pytest.raises(
+        UserError,
+        match=r"`out` must be a new folder.* exists already. Give another with --out, or replace it with --overwrite",
+    ):
         groups_run(GroupsConfig(**given), progress=False)
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match=r"`overwrite` replaces groups only.* holds no groups.json"):

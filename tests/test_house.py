@@ -39,7 +39,14 @@ LAYERS = (
     (
         "programs",
         (
-            *("strata.assignments", "strata.origins", "strata.loop", "strata.train"),
+            *(
+                "strata.assignments",
+                "strata.origins",
+                "strata.prepare",
+                "strata.recording",
+                "strata.loop",
+                "strata.train",
+            ),
             *("strata.run", "strata.run_rows", "strata.run_folder", "strata.collect", "strata.training_facts"),
             *("strata.distributed.spread", "strata.distributed.rows"),
             *("strata.groups", "strata.export", "strata.scaling"),

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerFast
 from finished_runs import grouped, layer_wise, sae, write_run, write_text
 from strata.config.interpret import IndexConfig
 from strata.errors import UserError
-from strata.interpret import building, index_layout, index_writing, run_index
-from strata.interpret.building import build_index
+from strata.interpret import index_building, index_layout, index_writing, run_index
 from strata.interpret.index import FeatureIndex
+from strata.interpret.index_building import build_index
 from strata.interpret.index_layout import CodeFile, TokenShard, codes_path, tokens_path, write_codes
 from strata.interpret.index_writing import IndexWriter
 from strata.interpret.run_index import index_run
@@ -697,7 +697,7 @@ def test_an_interrupted_index_is_gone_on_with(at: int, run: Path, monkeypatch: p
     written = written_codes(monkeypatch)
     with monkeypatch.context() as patch:
         interrupt(patch, at=at)
-        patch.setattr(building, "token_texts", raise_interrupt)
+        patch.setattr(index_building, "token_texts", raise_interrupt)
         with pytest.raises(KeyboardInterrupt):
             indexed(run)
     assert len(written) == 3 * sum(at > last for last in (2, 5, 7, 8)), "what is whole"
@@ -1043,7 +1043,7 @@ def fill(folder: Path, *, n_sequences: int, k: int = 8) -> int:
         batch = token_batch(torch.randint(0, 300, (4, 64), generator=random))
         writer.add(batch, dict.fromkeys(("a", "b"), (code, torch.arange(256))))
         tensors = [part for parts in writer._codes.values() for part in parts]
-        held = max(held, sum(t.nbytes for part in tensors for t in (part.latents, part.places, part.values)))
+        held = max(held, sum(t.nbytes for part in tensors for t in (part.latents, part.tokens, part.values)))
     writer.finish_shard()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from strata.config.interactions import InteractionsConfig
 from strata.errors import UserError
 from strata.interactions.command import Interactions, interactions
-from strata.interactions.edges import Edges, attribution_edges
+from strata.interactions.edges import NO_EDGES, attribution_edges
 from strata.interactions.files import as_record, write_interactions
 from strata.interactions.graph import Names, attribution_graph, coactivation_graph
 from strata.interactions.picture import MOST_NODES, draw, strongest
 from strata.interactions.targets import heaviest, some_sequences
-from strata.interpret.building import build_index
 from strata.interpret.coactivation import Measure, Ranking, partners, partners_across
-from strata.interpret.coactivation_counts import shard_of
 from strata.interpret.index import FeatureIndex
+from strata.interpret.index_building import build_index
 from strata.interpret.site_index import SiteIndex
 from strata.lm.model import LanguageModel
 from strata.lm.sites import first_tensor, with_first
@@ -32,6 +31,7 @@ from strata.report.interactions import interactions_and_report, page_of
 from strata.sae.gates import Gated, JumpReLU, TopK
 from strata.sae.model import SAE, Transcoder
 from strata.shapes import SparseCode
+from test_coactivation import shard_of
 from tiny_models import VOCABULARY, WIDTH, shared_language_model, tiny_model
 
 SEQ, D_SAE = 7, 40
@@ -335,12 +335,12 @@ def found_interactions(*, n_latents: int = D_SAE) -> Interactions:
         },
         "attribution": {**vars(edges.spent), "n_targets": n_latents, "seconds": 0.5},
     }
-    return Interactions(["layers.0", "layers.2"], graph, given, [edges], counts)
+    return Interactions(["layers.0", "layers.2"], graph, given, edges, counts)
 
 
 def test_graphs_hold_the_strongest() -> None:
     found = found_interactions()
-    edges: Edges = found.edges[0]
+    edges = found.edges
     for target in edges.targets:
         if target.n_positions == 0:
             assert f"layers.2/{target.latent}" not in found.attribution
@@ -442,9 +442,9 @@ def test_nothing_becomes_markup_on_the_page() -> None:
     )
     assert page.count("<svg") == 2 and "Backward passes" in page
     assert "Passes over the codes" in page and "n² log n" in page and "not counted again" in page
-    nothing = attribution_graph(Edges([], found.edges[0].spent), {}, n_sources=1)
+    nothing = attribution_graph(NO_EDGES, {}, n_sources=1)
     alone = Interactions(found.keys, found.coactivation, nothing,
-                         [], {"coactivation": found.counts["coactivation"]})  # fmt: skip
+                         NO_EDGES, {"coactivation": found.counts["coactivation"]})  # fmt: skip
     assert "they need two sites" in page_of(as_record(alone, about=about), {})
 
 

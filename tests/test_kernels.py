@@ -114,13 +114,8 @@ class TestEntries:
         sparse, values, dense = self.both(code)
         torch.testing.assert_close(sparse.sum_by_latent(values), code.sum(0))
         torch.testing.assert_close(dense.sum_by_latent(code), code.sum(0))
-        fired = []
-        for entries, amounts in ((sparse, values), (dense, code)):
-            last = torch.full((14,), 3, dtype=torch.int32)
-            entries.note_fired(last, amounts, 8)
-            fired.append(last)
-        assert torch.equal(fired[0], torch.where(code.sum(0) > 0, 8, 3).int())
-        assert torch.equal(fired[1], fired[0])
+        assert torch.equal(sparse.fired(values), code.sum(0) > 0)
+        assert torch.equal(dense.fired(code), code.sum(0) > 0)
 
 
 class TestOracle:
@@ -154,6 +149,25 @@ class TestOracle:
         by_theta = (d_code * -theta / bandwidth).sum() + 2 * coefficient / 3 * (-1 / bandwidth)
         assert params["log_threshold"].grad[0].item() == pytest.approx(theta * by_theta.item(), rel=1e-5)
         assert params["log_threshold"].grad[1] == 0
+
+    def test_at_its_threshold_a_latent_does_not_fire(self, params):
+        params["log_threshold"] = torch.zeros(2, requires_grad=True)  # θ = 1, ε = 2: the band is open, (0, 2)
+        z = torch.tensor([[1.0], [2.0]])  # pre: 1 0 | 2 1
+        objective = reference.Objective(architecture="jumprelu", coefficient=1.0, bandwidth=2.0)
+        found = reference.losses(objective, params, z, torch.ones(2, dtype=torch.bool))
+        assert found.reconstruction.item() == pytest.approx((1**2 + 0**2) / 2)
+        assert found.total.item() == pytest.approx(1 / 2 + 1 / 2)
+        found.total.backward()
+        # latent 0: only in row 0 in the band, where ∂loss/∂code = −2·1/2; latent 1: only in row 1, which has no error
+        assert params["log_threshold"].grad.tolist() == pytest.approx([1 / 2 - 1 / 4, -1 / 4])
+
+    def test_a_gate_at_zero_is_closed(self, params):
+        del params["b_enc"]
+        params |= {"b_gate": torch.zeros(2), "b_mag": torch.ones(2), "r_mag": torch.zeros(2)}
+        found = reference.losses(
+            reference.Objective(architecture="gated"), params, torch.zeros(1, 1), torch.ones(1, dtype=torch.bool)
+        )
+        assert found.reconstruction == 0, "the magnitudes are 1"
 
     def test_gated_leaves_the_decoder_out_of_the_auxiliary_term(self, params):
         del params["b_enc"]

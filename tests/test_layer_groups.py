@@ -19,13 +19,14 @@ from strata.config.layer_groups import Group, checked_groups, group_name
 from strata.config.train import SAEConfig
 from strata.errors import UserError
 from strata.lm.model import LanguageModel
-from strata.loop import Recording
+from strata.prepare import prepare
+from strata.recording import Recording
 from strata.sae.gates import TopK
 from strata.sae.group import GroupSAE, per_layer
 from strata.sae.learner import Learner
 from strata.sae.metrics import explained_variance
 from strata.sae.model import SAE
-from strata.train import prepare, train
+from strata.train import train
 from tiny_models import save_tiny_model, shared_language_model, tiny_model, tiny_tokenizer
 
 SITES = ("layers.0", "layers.1", "layers.2")

@@ -7,7 +7,7 @@ from strata.config.train import SAEConfig
 from strata.kernels.pytorch import unit_rows_
 from strata.sae import metrics
 from strata.sae.learner import Learner
-from strata.sae.normalization import Normalization
+from strata.sae.normalization import GroupNormalization, Normalization
 from strata.sae.optim import Schedule, auto_learning_rate
 from strata.shapes import SparseCode
 
@@ -178,8 +178,71 @@ class TestNormalization:
     def test_constant_and_single_rows_are_refused(self):
         with pytest.raises(ValueError, match="All rows"):
             Normalization.estimate(torch.ones(10, 4))
+        with pytest.raises(ValueError, match="All rows"):
+            Normalization.estimate(torch.ones(10, 4), centring=False)
         with pytest.raises(ValueError, match="at least 2 rows"):
             Normalization.estimate(torch.ones(1, 4))
+        assert Normalization.estimate(torch.tensor([[1.0], [3.0]])).scale == pytest.approx(1)
+
+    @pytest.mark.parametrize("unit", [1.0, 2.0**-20, 2.0**20])
+    def test_a_sink_is_farther_than_ten_median_distances(self, unit):
+        x = torch.tensor([[1.0]] * 50 + [[3.0]] + [[5.0]] * 50 + [[-17.0], [23.0], [-18.0], [24.0]])
+        norm, edge = Normalization.estimate(unit * x), unit * torch.tensor([[23.0], [-17.0], [23.1], [-17.1]])
+        assert (norm.median.item(), norm.sink_radius) == (3 * unit, 20 * unit)
+        assert norm.is_sink(edge).tolist() == [False, False, True, True]
+        assert norm.mean.item() == pytest.approx(3 * unit)
+        assert norm.scale == pytest.approx(unit * ((100 * 2**2 + 2 * 20**2) / 103) ** 0.5)  # without the two beyond
+        distances = norm.distance(unit * torch.tensor([[3.0], [9.0], [-7.0]]))
+        assert distances.tolist() == [0, 6 * unit, 10 * unit]
+        assert norm.relative(distances).tolist() == pytest.approx([0, 3, 5])
+
+    def test_where_most_rows_are_equal_none_is_a_sink(self):
+        x = torch.cat([torch.zeros(60, 3), torch.full((40, 3), 50.0)])
+        norm = Normalization.estimate(x)
+        assert norm.sink_radius == float("inf")
+        assert not bool(norm.is_sink(1e6 * x).any())
+        assert bool((norm.relative(norm.distance(x)) == 0).all())
+        torch.testing.assert_close(norm.mean, torch.full((3,), 20.0))
+
+    def test_without_centring_the_mean_stays_in(self):
+        x = torch.randn(500, 16) + 3
+        norm = Normalization.estimate(x, centring=False)
+        assert norm.mean.tolist() == [0.0] * 16
+        assert norm.scale == pytest.approx(x.square().mean().sqrt().item(), rel=1e-5)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_row_is_taken_away_after_the_scale(self, dtype):
+        x, minus = (torch.randn(500, 16) * 7 + 3).to(dtype), torch.randn(16)
+        norm = Normalization.estimate(x)
+        z = norm.apply(x)
+        assert z.dtype == norm.mean.dtype == torch.float32
+        torch.testing.assert_close(z, (x.float() - norm.mean) / norm.scale)
+        torch.testing.assert_close(norm.apply(x, minus=minus), z - minus, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("centring", [True, False])
+    def test_a_groups_rows_are_normalised_by_their_own_site(self, centring):
+        layer = (torch.arange(600) % 3).to(torch.uint8)
+        x = torch.randn(600, 8) * (layer + 1).unsqueeze(1) + 5 * layer.unsqueeze(1)
+        x[:3] = 1e4  # a sink at each site
+        group = GroupNormalization.estimate(x, layer, sites=["a", "b", "c"], centring=centring)
+        minus = torch.randn(8)
+        for number in range(3):
+            mine = layer == number
+            alone, own = Normalization.estimate(x[mine], centring=centring), group.of_site(number)
+            assert (own.scale, own.sink_radius) == pytest.approx((alone.scale, alone.sink_radius))
+            assert isinstance(own.scale, float)
+            assert isinstance(own.sink_radius, float)
+            assert torch.equal(own.mean, alone.mean)
+            assert torch.equal(own.median, alone.median)
+            rows = group.of(layer)
+            torch.testing.assert_close(rows.apply(x)[mine], alone.apply(x[mine]))
+            torch.testing.assert_close(rows.apply(x, minus=minus)[mine], alone.apply(x[mine], minus=minus))
+            assert torch.equal(rows.is_sink(x)[mine], alone.is_sink(x[mine]))
+            distances = alone.distance(x[mine])
+            torch.testing.assert_close(rows.relative(rows.distance(x))[mine], alone.relative(distances))
+        assert torch.equal(group.mean, GroupNormalization.estimate(x, layer, sites=["a", "b", "c"]).mean) == centring
+        with pytest.raises(ValueError, match="All rows of b"):
+            GroupNormalization.estimate(torch.where(layer.unsqueeze(1) == 1, 4.0, x), layer, sites=["a", "b", "c"])
 
 
 class TestOptimiser:

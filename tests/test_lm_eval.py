@@ -186,7 +186,6 @@ def test_the_model_is_handed_over_itself_and_the_tokenizer_as_a_copy(lm: Languag
     [
         ({"tasks": []}, r"`tasks` must name at least one task .* Got none"),
         ({"limit": 0}, r"`limit` must be at least 1\. Got 0"),
-        ({"num_fewshot": -1}, r"`num_fewshot` must be at least 0\. Got -1"),
         ({"batch_size": 0}, r"`batch_size` must be at least 1\. Got 0"),
         ({"include_path": "no/such/folder"}, r"`include_path` must be a folder .* no/such/folder is none"),
     ],

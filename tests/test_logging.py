@@ -17,15 +17,14 @@ from strata.activations.collected import Activations
 from strata.assignments import assign
 from strata.config.train import SAEConfig, TrainConfig
 from strata.errors import MissingExtraError, UserError
-from strata.evaluate.held_out import reconstruction_quality
-from strata.evaluate.logged import logged_quality
-from strata.evaluate.prediction import prediction_quality
+from strata.evaluate.quality import logged_quality, prediction_quality, reconstruction_quality
 from strata.log import MetricsFile
 from strata.loggers import Logger, WandbLogger, check_trackers, flat_numbers, open_trackers
-from strata.loop import Prepared, Recording
+from strata.prepare import Prepared, prepare
+from strata.recording import Recording
 from strata.sae.gates import TopK
 from strata.sae.model import SAE, Transcoder
-from strata.train import prepare, train
+from strata.train import train
 
 ARCHITECTURES = get_args(get_type_hints(SAEConfig)["architecture"])
 SMALL = SAEConfig(expansion_factor=2, k=4, batch_size=32, dead_feature_window=3)

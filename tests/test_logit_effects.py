@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from strata.errors import UserError
 from strata.interpret import logit_effects
-from strata.interpret.building import build_index
+from strata.interpret.index_building import build_index
 from strata.interpret.index_layout import load_arrays
 from strata.interpret.logit_effects import LogitEffects
 from strata.lm.model import LanguageModel

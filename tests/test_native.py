@@ -9,6 +9,7 @@ from torch import Tensor
 
 from strata.errors import UserError
 from strata.kernels import backend, native, pytorch
+from strata.kernels.operands import AdamRows, ByLatent, WholeRows
 from strata.lm.model import LanguageModel
 from strata.sae.normalization import Normalization
 
@@ -153,13 +154,13 @@ class TestSparseProducts:
             for step in (1, 2, 5):
                 values, rows, latents, _ = code(n_rows, d_sae, density=0.1)
                 order, starts = pytorch.by_latent(latents, d_sae)
-                extra_of = torch.full((d_sae,), -1, dtype=torch.int32)
-                extra_of[d_sae // 2] = 0  # has no entries
+                number_of = torch.full((d_sae,), -1, dtype=torch.int32)
+                number_of[d_sae // 2] = 0  # has no entries
                 kernels.adam_rows_(
-                    *(weight, first, second, last_step),
-                    rows=rows[order], amounts=values[order], starts=starts, inputs=torch.randn(n_rows, d),
-                    extra=torch.randn(1, d), extra_of=extra_of,
-                    rate=torch.tensor(1e-2), step=torch.tensor(step, dtype=torch.int32), unit_rows=unit_rows,
+                    AdamRows(weight, first, second, last_step, unit_rows),
+                    ByLatent(rows[order], values[order], starts, torch.randn(n_rows, d)),
+                    WholeRows(torch.randn(1, d), number_of),
+                    rate=torch.tensor(1e-2), step=torch.tensor(step, dtype=torch.int32),
                 )  # fmt: skip
             results.append((weight, first, second, last_step))
         for found, wanted in zip(*results, strict=True):
@@ -173,10 +174,10 @@ def test_rows_that_are_not_listed_stay_and_their_moments_decay_when_they_are_aga
         w, m, v, last = (tensor.clone() for tensor in (weight, first, second, last_step))
         for step in (1, 4):  # the steps between listed nothing of this weight
             kernels.adam_rows_(
-                *(w, m, v, last),
-                rows=torch.tensor([0]), amounts=torch.ones(1), starts=torch.tensor([0, 1, 1]), inputs=torch.ones(1, 3),
-                extra=torch.zeros(0, 3), extra_of=torch.full((2,), -1, dtype=torch.int32),
-                rate=torch.tensor(0.5), step=torch.tensor(step, dtype=torch.int32), unit_rows=False,
+                AdamRows(w, m, v, last, unit_rows=False),
+                ByLatent(torch.tensor([0]), torch.ones(1), torch.tensor([0, 1, 1]), torch.ones(1, 3)),
+                WholeRows(torch.zeros(0, 3), torch.full((2,), -1, dtype=torch.int32)),
+                rate=torch.tensor(0.5), step=torch.tensor(step, dtype=torch.int32),
             )  # fmt: skip
         assert torch.equal(w[1], weight[1])
         assert last.tolist() == [4, 0]
@@ -189,10 +190,10 @@ def test_rows_that_are_not_listed_stay_and_their_moments_decay_when_they_are_aga
 def test_a_zero_row_becomes_a_unit_vector():
     weight = torch.zeros(3, 2)
     native.adam_rows_(
-        *(weight, torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3, dtype=torch.int32)),
-        rows=torch.tensor([0, 0, 0]), amounts=torch.zeros(3), starts=torch.arange(4), inputs=torch.ones(1, 2),
-        extra=torch.zeros(0, 2), extra_of=torch.full((3,), -1, dtype=torch.int32),
-        rate=torch.tensor(0.1), step=torch.tensor(1, dtype=torch.int32), unit_rows=True,
+        AdamRows(weight, torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3, dtype=torch.int32), unit_rows=True),
+        ByLatent(torch.tensor([0, 0, 0]), torch.zeros(3), torch.arange(4), torch.ones(1, 2)),
+        WholeRows(torch.zeros(0, 2), torch.full((3,), -1, dtype=torch.int32)),
+        rate=torch.tensor(0.1), step=torch.tensor(1, dtype=torch.int32),
     )  # fmt: skip
     assert weight.tolist() == [[1, 0], [0, 1], [1, 0]]
 
@@ -216,7 +217,7 @@ def test_results_do_not_depend_on_threads_or_on_how_rows_are_divided(threads, sc
         assert torch.equal(torch.cat([one for _, one in pieces]), latents)
         rows = torch.arange(500).repeat_interleave(8)
         order, starts = native.by_latent(latents.view(-1), 700)
-        found[n_threads] = native.row_sums(rows[order], values.view(-1)[order], starts, z)
+        found[n_threads] = native.row_sums(ByLatent(rows[order], values.view(-1)[order], starts, z))
     assert torch.equal(found[1], found[2])
 
 

@@ -465,7 +465,7 @@ def test_a_run_of_an_earlier_version_is_planned_from_its_folders(tmp_path: Path)
         ({"config": whole["config"]}, r"`runs` must be finished. .*run.json names no SAEs \(status: unknown\)"),
         ({"config": whole["config"] | {"context_tokens": None}}, r"run.json lacks `config.context_tokens`"),
         ({"config": whole["config"] | {"target_site": "layers.5"}}, r"holds a transcoder to layers.5"),
-        ([], r"run.json lacks `config`"),
+        ([], r"has no run.json of one"),
     ]
     for record, message in broken:
         (run / "run.json").write_text(json.dumps(record))

@@ -24,6 +24,7 @@ from strata.lm.flops import forward_flops_of
 from strata.lm.model import LanguageModel
 from strata.lm.outline import outline
 from strata.plan.against import against, render
+from strata.plan.argument import Case
 from strata.plan.command import plan
 from strata.plan.measuring import evaluation_flops
 from strata.plan.model import Model
@@ -176,19 +177,21 @@ def test_measuring_is_in_the_price_of_all(tmp_path: Path) -> None:
     fewer = 1000 * (forward + 3 * 5 * 2 * D_IN * D_SAE)
     assert grouped[2]["flops"] == pytest.approx(fewer + ROWS * forward)
     with pytest.raises(UserError, match=r"`measuring_flops` must not be negative. Got -1"):
-        against(1e6, None, training_source="", sae_flops=1, lm_flops=0, n_features=2, forward_flops_per_token=1,
-                measuring_flops=-1)  # fmt: skip
+        Case(subject_parameters=1e6, training_tokens=None, training_source="", sae_flops=1, lm_flops=0, n_features=2,
+             forward_flops_per_token=1, measuring_flops=-1)  # fmt: skip
 
 
 def test_numbers_against_pretraining_are_for_people() -> None:
-    found = against(8e9, 15e12, training_source="given", sae_flops=1e21, lm_flops=1e21, n_features=2**22,
-                    forward_flops_per_token=1.6e10, saes=[SAEShape(d_in=4096, d_sae=50_000, k=64)])  # fmt: skip
-    text = "\n".join(render(found))
+    case = Case(subject_parameters=8e9, training_tokens=15e12, training_source="given", sae_flops=1e21, lm_flops=1e21,
+                n_features=2**22, forward_flops_per_token=1.6e10,
+                saes=[SAEShape(d_in=4096, d_sae=50_000, k=64)])  # fmt: skip
+    text = "\n".join(render(against(case)))
     assert not re.search(r"\de[+-]", text)
     assert re.search(r"each feature, F ∝ n\^\(2/3\) .* n\^\(5/3\) +above n = \d+ \(any model\)", text)
     assert "× pre-training" in text and not re.search(r"\d ×", text) and "half the calls divide it by 8" in text
-    fewer = "\n".join(render(against(5e6, 7e6, training_source="", sae_flops=1, lm_flops=1, n_features=25_000,
-                                     forward_flops_per_token=2e6)))  # fmt: skip
+    small = Case(subject_parameters=5e6, training_tokens=7e6, training_source="", sae_flops=1, lm_flops=1,
+                 n_features=25_000, forward_flops_per_token=2e6)  # fmt: skip
+    fewer = "\n".join(render(against(small)))
     assert "never, as far as n = 10^30" in fewer
 
 

@@ -32,10 +32,11 @@ from strata.collect import collect_run
 from strata.config.collect import CollectConfig
 from strata.config.train import SAEConfig, TrainConfig
 from strata.errors import UserError
-from strata.loop import Prepared, Recording
+from strata.prepare import Prepared, prepare
+from strata.recording import Recording
 from strata.run import train_run
 from strata.signals import Interrupted, StopSignals
-from strata.train import prepare, train
+from strata.train import train
 from tiny_models import save_tiny_model, shared_language_model
 
 ARCHITECTURES = get_args(get_type_hints(SAEConfig)["architecture"])

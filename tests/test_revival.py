@@ -43,7 +43,7 @@ def test_auxk_has_autograds_gradients(n_dead, d_out):
     error = residual - code @ leaves.W_dec
     term = 0.5 * min(n_dead / 4, 1) * error.square().sum() / (residual - residual.mean(0)).square().sum()
     term.backward()
-    found = revival.auxk(z, residual, dead, loss=torch.tensor(1.0), coefficient=0.5)
+    found = revival.auxk(revival.Unexplained(z, residual, torch.tensor(1.0)), dead, coefficient=0.5)
     assert found.value == pytest.approx(term.item(), rel=1e-5)
     assert_gradients(found, leaves)
     assert found.W_enc.abs().sum() > 0, "AuxK must train the encoder too"
@@ -51,7 +51,7 @@ def test_auxk_has_autograds_gradients(n_dead, d_out):
 
 def test_auxk_of_a_perfect_reconstruction_is_zero():
     z, residual, dead = problem()
-    found = revival.auxk(z, torch.zeros_like(residual), dead, loss=torch.tensor(0.0), coefficient=1.0)
+    found = revival.auxk(revival.Unexplained(z, torch.zeros_like(residual), torch.tensor(0.0)), dead, coefficient=1.0)
     assert found.value == 0
     assert bool(torch.isfinite(found.W_enc).all())
 
@@ -67,15 +67,92 @@ def test_ghost_has_autograds_gradients_and_the_losss_value(d_out):
     torch.testing.assert_close(scaled.norm(dim=1), residual.norm(dim=1) / 2)
     term = (residual - scaled).square().mean()
     (term * (loss / term).detach()).backward()
-    found = revival.ghost(z, residual, dead, loss=loss, coefficient=1.0)
+    found = revival.ghost(revival.Unexplained(z, residual, loss), dead, coefficient=1.0)
     assert found.value == pytest.approx(loss.item(), rel=1e-5)
     assert_gradients(found, leaves)
 
 
+def test_auxk_does_not_depend_on_how_large_the_residual_is():
+    z, residual, dead = problem()
+    silent = revival.DeadLatents(dead.latents, dead.W_enc, dead.W_dec, torch.full((11,), -1e4))  # ê = 0
+    variance = (residual - residual.mean(0)).square().sum()
+    for unit in (1.0, 2.0**-20, 2.0**20):
+        found = revival.auxk(revival.Unexplained(z, unit * residual, torch.tensor(1.0)), silent, coefficient=0.5)
+        assert found.value.item() == pytest.approx(0.5 * (residual.square().sum() / variance).item(), rel=1e-5)
+
+
+def test_ghost_looks_at_every_row_by_itself():
+    """One row's huge pre-activations do not put out those of the others; one dead latent is enough."""
+    z, residual, dead = problem()
+    z[0] *= 1e4
+    found = revival.ghost(revival.Unexplained(z, residual, torch.tensor(1.0)), dead, coefficient=1.0)
+    alone = revival.ghost(revival.Unexplained(z[1:], residual[1:], torch.tensor(1.0)), dead, coefficient=1.0)
+    share = found.W_dec.norm() / alone.W_dec.norm()
+    assert 0.5 < share < 2, "19 of the 20 rows are the same"
+    z, residual, dead = problem(n_dead=1)
+    one = revival.ghost(revival.Unexplained(z, residual, torch.tensor(0.3)), dead, coefficient=1.0)
+    assert one.value.item() == pytest.approx(0.3)
+
+
 def test_ghost_does_not_overflow():
     z, residual, dead = problem(scale=1e4)
-    found = revival.ghost(z, residual, dead, loss=torch.tensor(1.0), coefficient=1.0)
+    found = revival.ghost(revival.Unexplained(z, residual, torch.tensor(1.0)), dead, coefficient=1.0)
     assert all(bool(torch.isfinite(t).all()) for t in (found.W_enc, found.W_dec, found.b_enc, found.value))
+
+
+@pytest.mark.parametrize("method", sorted(revival.METHODS))
+def test_padding_of_the_list_is_no_latent(method):
+    """Its bias of −∞ takes it out of the code, and it does not count as dead."""
+    z, residual, dead = problem(n_dead=3)
+    filler = torch.randn(4, 8)
+    padded = revival.DeadLatents(
+        torch.cat([dead.latents, torch.full((4,), 99)]), torch.cat([dead.W_enc, filler]),
+        torch.cat([dead.W_dec, normalize(filler, dim=1)]), torch.cat([dead.bias, torch.full((4,), -torch.inf)]),
+    )  # fmt: skip
+    assert (dead.number, padded.number) == (3, 3)
+    left = revival.Unexplained(z, residual, torch.tensor(0.4))
+    plain, found = (revival.METHODS[method](left, each, coefficient=0.5) for each in (dead, padded))
+    torch.testing.assert_close(found.value, plain.value)
+    for name in ("W_enc", "W_dec", "b_enc"):
+        torch.testing.assert_close(getattr(found, name)[:3], getattr(plain, name), rtol=1e-5, atol=1e-7)
+        assert bool((getattr(found, name)[3:] == 0).all())
+
+
+def test_rows_are_added_to_a_steps_gradients_where_their_latents_are():
+    """Also to a gradient that is a matrix; there padding names a latent that there is not, with rows of 0."""
+    found = revival.DeadGradients(torch.ones(3, 2), 2 * torch.ones(3, 4), 3 * torch.ones(3), torch.tensor(0.0))
+    for rows in (found.W_enc, found.W_dec, found.b_enc):
+        rows[2] = 0
+    gradients = {"W_enc": torch.ones(5, 2), "W_dec": torch.ones(5, 4), "b_gate": torch.ones(5)}
+    found.add_to(gradients, torch.tensor([4, 0, 5]), bias="b_gate")
+    assert gradients["W_enc"].tolist() == [[2, 2], [1, 1], [1, 1], [1, 1], [2, 2]]
+    assert gradients["W_dec"][:, 0].tolist() == [3, 1, 1, 1, 3]
+    assert gradients["b_gate"].tolist() == [4, 1, 1, 1, 4]
+
+
+@pytest.mark.parametrize("method", sorted(revival.METHODS))
+@pytest.mark.parametrize("case", ["none are dead", "nothing is left to explain"])
+def test_a_term_without_object_is_zero(method, case):
+    z, residual, dead = problem()
+    if case == "none are dead":
+        dead = revival.DeadLatents(dead.latents, dead.W_enc, dead.W_dec, torch.full((11,), -torch.inf))
+    else:
+        residual = torch.zeros_like(residual)
+    left = revival.Unexplained(z, residual, torch.tensor(0.4))
+    found = revival.METHODS[method](left, dead, coefficient=0.5)
+    assert found.value == 0
+    for gradient in (found.W_enc, found.W_dec, found.b_enc):
+        assert bool((gradient == 0).all())
+
+
+def test_auxk_of_narrow_activations_reconstructs_with_one_latent():
+    z, residual, dead = problem(d_in=1)
+    leaves = with_gradients(dead)
+    pre = (z @ leaves.W_enc.t() + leaves.bias).relu()
+    best = pre.topk(1)
+    error = residual - torch.zeros_like(pre).scatter(1, best.indices, best.values) @ leaves.W_dec
+    (error.square().sum() / (residual - residual.mean(0)).square().sum()).backward()
+    assert_gradients(revival.auxk(revival.Unexplained(z, residual, torch.tensor(1.0)), dead, coefficient=1.0), leaves)
 
 
 def gradients_of_a_step(learner: Learner, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -185,13 +262,13 @@ class TestResampling:
         assert all(torch.equal(tensor, before[name]) for name, tensor in params.items())
 
     def test_the_optimiser_forgets_them(self):
-        _, params, _ = self.setting()
-        optimizer = UnitRowAdam(params)
+        rule, params, _ = self.setting()
+        optimizer = UnitRowAdam(params, rates=rule.rates)
         optimizer.step({name: torch.ones_like(tensor) for name, tensor in params.items()}, lr=1e-3)
         moments = {name: optimizer.adam.state[params[name]]["exp_avg"] for name in ("b_enc", "b_dec")}
         b_dec = moments["b_dec"].clone()
         optimizer.forget(torch.tensor([1, 7]))
-        for moment in (optimizer.rows["W_enc"].first, moments["b_enc"]):
+        for moment in (optimizer.rows["W_enc"].state()["first"], moments["b_enc"]):
             assert (moment.view(12, -1) == 0).all(1).nonzero().flatten().tolist() == [1, 7]
         assert torch.equal(moments["b_dec"], b_dec)
 

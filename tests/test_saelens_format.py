@@ -222,7 +222,7 @@ def cut(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda f: (f / "cfg.json").unlink(), r"cfg\.json.*holds none"),
-        (lambda f: (f / "cfg.json").write_text("{"), "must be JSON"),
+        (lambda f: (f / "cfg.json").write_text("{"), "must be a JSON object"),
         (lambda f: (f / "cfg.json").write_text("[]"), "JSON object"),
         (lambda f: (f / "cfg.json").write_text("{}"), "must state architecture, d_in, d_sae, dtype"),
         (lambda f: (f / "sae_weights.safetensors").unlink(), r"sae_weights\.safetensors.*holds none"),

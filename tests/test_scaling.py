@@ -20,7 +20,7 @@ from strata.activations.harvest import collect_activations
 from strata.activations.store import open_store
 from strata.config.scaling import ScalingConfig
 from strata.costs.flops import sae_step_flops
-from strata.costs.memory import training_memory
+from strata.costs.memory import RowsInMemory, training_memory
 from strata.costs.scaling_fit import bootstrap, fit_law
 from strata.costs.scaling_law import Law
 from strata.costs.step import SAEShape
@@ -288,8 +288,8 @@ def test_as_many_are_trained_at_once_as_fit(machine: Path) -> None:
     shape = SAEShape(d_in=768, d_sae=768 * 16, k=32)
     n = most_side_by_side(shape, batch_size=4096, device="cpu")
     for n_saes, fits in ((n, True), (n + 1, False)):
-        parts = training_memory([shape] * n_saes, batch_size=4096, weight_bytes=0.0, forward_bytes=0.0,
-                                row_bytes=4.0 * 768, buffer_rows=65_536)  # fmt: skip
+        rows = RowsInMemory(row_bytes=4.0 * 768, buffer_rows=65_536)
+        parts = training_memory([shape] * n_saes, batch_size=4096, rows=rows)
         assert (sum(parts.values()) <= 0.75 * 20 * 2**30) == fits
     wider = most_side_by_side(SAEShape(d_in=768, d_sae=768 * 64, k=32), batch_size=4096, device="cpu")
     assert 0 < wider < n
@@ -417,7 +417,7 @@ def test_folders_are_left_alone_unless_told(swept: Path, store: Path, tmp_path: 
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match=r"`overwrite` replaces sweeps only. .* holds no scaling.json"):
         scaling_run(tiny(store, tmp_path / "mine", overwrite=True), progress=False)
-    with pytest.raises(UserError, match=r"`resume` needs the folder of a sweep"):
+    with pytest.raises(UserError, match=r"`resume` needs a folder of sweeps"):
         scaling_run(tiny(store, tmp_path / "new", resume=True), progress=False)
     with pytest.raises(UserError, match=r"There is no .*scaling.json. Run the sweep first"):
         scaling_run(tiny(store, tmp_path / "new", fit_only=True), progress=False)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from strata.config.steer import SteerConfig
 from strata.costs.steering import addition_flops, clamp_flops, prefix_flops, sae_training_flops
 from strata.errors import UserError
-from strata.interpret.building import build_index
 from strata.interpret.explain.record import ExplainedFeature, ExplanationsFile
+from strata.interpret.index_building import build_index
 from strata.lm.model import LanguageModel
 from strata.lm.sites import first_tensor, with_first
 from strata.sae.gates import Gate, Gated, JumpReLU, ReLU, TopK

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
-import strata.activations.shards
 import strata.activations.store_plan
 import strata.activations.store_writing
 from strata.activations.collected import Activations
@@ -451,7 +451,7 @@ def test_a_damaged_encoding_is_named(written_int8: Path, tmp_path: Path):
 
 
 def test_a_full_disk_leaves_what_was_finished(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    original, calls = strata.activations.shards.save_file, []
+    original, calls = safetensors.torch.save_file, []
 
     def full(*given: Any, **named: Any) -> None:
         calls.append(1)
@@ -460,7 +460,7 @@ def test_a_full_disk_leaves_what_was_finished(lm: LanguageModel, tmp_path: Path,
         original(*given, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(strata.activations.shards, "save_file", full)
+        patched.setattr(safetensors.torch, "save_file", full)
         with pytest.raises(ValueError, match="No space left on device") as error:
             write(lm, tmp_path / "store")
     assert str(tmp_path / "store") in str(error.value)

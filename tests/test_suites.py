@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from strata.errors import UserError
-from strata.evaluate import held_out, suites
-from strata.evaluate.held_out import reconstruction_quality
+from strata.evaluate import quality, suites
+from strata.evaluate.quality import reconstruction_quality
 from strata.evaluate.suites import evaluate_suites
 from strata.evaluate.sums import ReconstructionSums, SiteSums
 from strata.lm.model import LanguageModel
@@ -235,7 +235,7 @@ def test_sums_are_the_metrics_of_all_rows(offset: float, sizes: list[int]) -> No
 def test_chunks_of_rows_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(300, WIDTH, generator=torch.Generator().manual_seed(0)) + 3
     whole = reconstruction_quality(random_sae(), x)
-    monkeypatch.setattr(held_out, "_CHUNK_ROWS", 70)
+    monkeypatch.setattr(quality, "_CHUNK_ROWS", 70)
     assert reconstruction_quality(random_sae(), x) == pytest.approx(whole, rel=1e-6)
 
 

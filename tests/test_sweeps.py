@@ -17,8 +17,8 @@ from strata.config.collect import CollectConfig
 from strata.config.sweep import check_sweep, labels, sweep_configs
 from strata.config.train import SAEConfig, TrainConfig
 from strata.errors import UserError
-from strata.loop import Recording
 from strata.recipes import RECIPES
+from strata.recording import Recording
 from strata.run import train_run
 from strata.sae.model import Transcoder
 from tiny_models import save_tiny_model, shared_language_model

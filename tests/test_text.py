@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from strata.errors import MissingExtraError, UserError
-from strata.lm import corpus, text, text_files
+from strata.lm import corpus, text_files, text_sources
 from strata.lm.corpus import is_held_out
 from strata.lm.text import open_texts
 
@@ -120,7 +120,7 @@ def test_texts_pass_through():
 def test_the_standard_library_splits_as_the_embedded_model_was_trained(monkeypatch):
     files = functools.cache(corpus.standard_library_files)  # walking through the folders takes its time
     monkeypatch.setattr(corpus, "standard_library_files", files)
-    monkeypatch.setattr(text, "standard_library_files", files)
+    monkeypatch.setattr(text_sources, "standard_library_files", files)
     held_out = list(corpus.standard_library_texts(held_out=True))
     texts = open_texts("stdlib", split="held_out")
     assert list(texts) == held_out

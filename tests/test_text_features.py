@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from strata.errors import UserError
-from strata.interpret.building import build_index
 from strata.interpret.index import FeatureIndex
+from strata.interpret.index_building import build_index
+from strata.interpret.shown_texts import ShownText, TopTexts, shaded, visible
 from strata.interpret.text_features import TextFeature, TextFeatures, top_features
-from strata.interpret.texts import ShownText, TopTexts, shaded, visible
 from strata.lm.model import LanguageModel
 from strata.sae.gates import ReLU, TopK
 from strata.sae.group import GroupSAE

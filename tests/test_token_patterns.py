@@ -2,16 +2,18 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from strata.interpret.explain.interpreter import Explanation, JudgeTask, Pattern, SimulationTask
-from strata.interpret.explain.n_grams import NGrams
 from strata.interpret.explain.pieces import Pieces
-from strata.interpret.explain.scoring import FeatureScores, Trial, score
-from strata.interpret.explain.token_patterns import TokenPatterns
-from strata.interpret.explain.wording import Wording
+from strata.interpret.explain.scoring import score
+from strata.interpret.explain.trial import Trial
+from strata.interpret.patterns.interpreter import TokenPatterns
+from strata.interpret.patterns.n_grams import NGrams
+from strata.interpret.patterns.wording import Wording
 from strata.interpret.site_index import SiteIndex
 from test_explain import PlantedIndex, cut, material_of
 
@@ -33,7 +35,7 @@ def explained(index: PlantedIndex, latent: int) -> Explanation:
     return found
 
 
-def scores(index: PlantedIndex, explanation: Explanation, latent: int) -> FeatureScores:
+def scores(index: PlantedIndex, explanation: Explanation, latent: int) -> dict[str, Any]:
     [found] = score(
         patterns_of(index), [explanation], [Trial.of(material_of(index, latent), seed=0)],
         scorers=("simulation", "detection", "fuzzing"),
@@ -46,11 +48,10 @@ def test_a_token_is_found_and_scores_one(index: PlantedIndex) -> None:
     assert found.patterns == (Pattern((7,), 10.0),)
     assert found.text == 'fires on " t7" (level 10)'
     own = scores(index, found, 0)
-    assert own.simulation is not None and own.detection is not None and own.fuzzing is not None
-    assert [own.simulation[part].correlation for part in ("top", "random", "all")] == pytest.approx([1, 1, 1])
-    assert own.simulation["all"].squared == pytest.approx(1)
-    assert (own.detection.balanced_accuracy, own.detection.auroc) == (1.0, 1.0)
-    assert (own.fuzzing.balanced_accuracy, own.fuzzing.auroc) == (1.0, 1.0)
+    assert [own["simulation"][part]["correlation"] for part in ("top", "random", "all")] == pytest.approx([1, 1, 1])
+    assert own["simulation"]["all"]["squared"] == pytest.approx(1)
+    assert (own["detection"]["balanced_accuracy"], own["detection"]["auroc"]) == (1.0, 1.0)
+    assert (own["fuzzing"]["balanced_accuracy"], own["fuzzing"]["auroc"]) == (1.0, 1.0)
 
 
 def test_a_token_behind_another_is_found_and_scores_one(index: PlantedIndex) -> None:
@@ -58,16 +59,14 @@ def test_a_token_behind_another_is_found_and_scores_one(index: PlantedIndex) -> 
     assert found.patterns == (Pattern((3, 5), 10.0),)
     assert found.text == 'fires on " t5" after " t3" (level 10)'
     own = scores(index, found, 1)
-    assert own.simulation is not None
-    correlation = own.simulation["all"].correlation
+    correlation = own["simulation"]["all"]["correlation"]
     assert correlation is not None and correlation > 0.9  # less than 1 where the first token is left of the window
 
 
 def test_nothing_is_invented_for_a_feature_that_fires_at_random(index: PlantedIndex) -> None:
     found = explained(index, 2)
     own = scores(index, found, 2)
-    assert own.simulation is not None
-    correlation = own.simulation["all"].correlation
+    correlation = own["simulation"]["all"]["correlation"]
     assert correlation is None or abs(correlation) < 0.15
     assert "different tokens" in found.text
 
@@ -75,12 +74,10 @@ def test_nothing_is_invented_for_a_feature_that_fires_at_random(index: PlantedIn
 def test_shuffled_explanations_score_lower(index: PlantedIndex) -> None:
     own = scores(index, explained(index, 0), 0)
     other = scores(index, explained(index, 1), 0)
-    assert own.simulation is not None and other.simulation is not None
-    mine, theirs = own.simulation["all"].correlation, other.simulation["all"].correlation
+    mine, theirs = own["simulation"]["all"]["correlation"], other["simulation"]["all"]["correlation"]
     assert mine is not None and theirs is not None
     assert mine > theirs + 0.8
-    assert other.fuzzing is not None and other.fuzzing.auroc is not None
-    assert other.fuzzing.auroc < 0.7
+    assert other["fuzzing"]["auroc"] < 0.7
 
 
 def places_of(pieces: Pieces, n_gram: tuple[int, ...]) -> list[int]:

@@ -14,6 +14,7 @@ from strata.config.layer_groups import Group
 from strata.config.train import SAEConfig
 from strata.kernels import backend, pytorch, reference, select, triton
 from strata.kernels.entries import SparseEntries
+from strata.kernels.operands import AdamRows, ByLatent, WholeRows
 from strata.kernels.padded import PaddedEntries
 from strata.sae import learner as learner_module
 from strata.sae.learner import Learner
@@ -220,8 +221,8 @@ class TestEntries:
         wanted_order, wanted_starts = pytorch.by_latent(entries.latents, 30)
         assert torch.equal(order, wanted_order)
         assert torch.equal(starts, wanted_starts)
-        lists = entries.rows[order], values[order], starts, torch.randn(20, d)
-        torch.testing.assert_close(triton.row_sums(*lists), pytorch.row_sums(*lists))
+        listed = ByLatent(entries.rows[order], values[order], starts, torch.randn(20, d))
+        torch.testing.assert_close(triton.row_sums(listed), pytorch.row_sums(listed))
 
     def test_padding_counts_nowhere(self, d):
         entries, values = entries_of(7, 40)
@@ -241,10 +242,7 @@ class TestEntries:
         torch.testing.assert_close(long.per_row(keep)[n:-9], entries.per_row(keep))
         torch.testing.assert_close(long.weight_gradient(amounts, a), entries.weight_gradient(values, a))
         torch.testing.assert_close(long.sum_by_latent(amounts), entries.sum_by_latent(values))
-        last, wanted_last = torch.zeros(40, dtype=torch.int32), torch.zeros(40, dtype=torch.int32)
-        long.note_fired(last, torch.where(long.latents < 40, amounts, 0.0), 5)
-        entries.note_fired(wanted_last, values, 5)
-        assert torch.equal(last, wanted_last)
+        assert torch.equal(long.fired(torch.where(long.latents < 40, amounts, 0.0)), entries.fired(values))
 
     @pytest.mark.parametrize("unit_rows", [False, True])
     @pytest.mark.parametrize("n_extra", [0, 3])
@@ -252,10 +250,10 @@ class TestEntries:
         entries, amounts = entries_of(18, 12)
         silent = 6  # entries_of leaves it out
         order, starts = pytorch.by_latent(entries.latents, 12)
-        extra_of = torch.full((12,), -1, dtype=torch.int32)
-        extra_of[[2, silent, 7][:n_extra]] = torch.arange(n_extra, dtype=torch.int32)
-        held = {"rows": entries.rows[order], "amounts": amounts[order], "starts": starts, "inputs": torch.randn(18, d)}
-        held |= {"extra": torch.randn(n_extra, d), "extra_of": extra_of, "unit_rows": unit_rows}
+        number_of = torch.full((12,), -1, dtype=torch.int32)
+        number_of[[2, silent, 7][:n_extra]] = torch.arange(n_extra, dtype=torch.int32)
+        listed = ByLatent(entries.rows[order], amounts[order], starts, torch.randn(18, d))
+        beside = WholeRows(torch.randn(n_extra, d), number_of)
         first, second = torch.randn(12, d) * 0.1, torch.rand(12, d)
         weight, last = torch.nn.functional.normalize(torch.randn(12, d)), torch.arange(12, dtype=torch.int32)
         clock = {"rate": torch.tensor(0.01), "step": torch.tensor(13, dtype=torch.int32)}
@@ -263,7 +261,7 @@ class TestEntries:
         outcomes = []
         for kernels in (triton, pytorch):
             state = [t.clone() for t in (weight, first, second, last)]
-            kernels.adam_rows_(*state, **held, **clock)
+            kernels.adam_rows_(AdamRows(*state, unit_rows), listed, beside, **clock)
             outcomes.append(state)
         for found, wanted in zip(*outcomes, strict=True):
             torch.testing.assert_close(found, wanted, rtol=2e-5, atol=1e-6)
@@ -284,16 +282,11 @@ def test_a_row_without_direction_becomes_a_unit_vector():
     weight.zero_()
     none = torch.zeros(0, dtype=torch.int64)
     triton.adam_rows_(
-        *(weight, *moments, torch.zeros(1, dtype=torch.int32)),
-        rows=none,
-        amounts=torch.zeros(0),
-        starts=torch.zeros(2, dtype=torch.int64),
-        inputs=torch.zeros(1, 2),
-        extra=gradient,
-        extra_of=torch.zeros(1, dtype=torch.int32),
+        AdamRows(weight, *moments, torch.zeros(1, dtype=torch.int32), unit_rows=True),
+        ByLatent(none, torch.zeros(0), torch.zeros(2, dtype=torch.int64), torch.zeros(1, 2)),
+        WholeRows(gradient, torch.zeros(1, dtype=torch.int32)),
         rate=torch.tensor(0.1),
         step=torch.tensor(1, dtype=torch.int32),
-        unit_rows=True,
     )
     assert weight.tolist() == [[1.0, 0.0]]
 

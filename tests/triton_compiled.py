@@ -9,7 +9,7 @@ from strata.kernels import triton_adam, triton_rows, triton_select
 F, B, LONG, INT = "*fp32", "*bf16", "*i64", "*i32"
 TILE = {"E": 16, "D": 128}
 ROWS = {"latents": LONG, "bounds": LONG, "bags": LONG, "rows": LONG, "starts": LONG, "places": LONG, "counts": LONG}
-INTS = {"last_step": INT, "extra_of": INT, "step": INT, "groups": INT}
+INTS = {"last_step": INT, "number_of": INT, "step": INT, "groups": INT}
 SIZES = dict.fromkeys(("d_sae", "k", "size", "first_row", "capacity", "n_entries", "n_rows", "d"), "i32")
 BETAS = {"BETA_FIRST": 0.9, "BETA_SECOND": 0.999, "LOG_FIRST": -0.152, "LOG_SECOND": -0.00144, "EPS": 1e-8}
 

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from strata.config.train import SAEConfig as SAEConfig
     from strata.config.train import TrainConfig as TrainConfig
     from strata.errors import UserError as UserError
-    from strata.interpret.building import build_index as build_index
     from strata.interpret.explain.command import explain as explain
     from strata.interpret.index import FeatureIndex as FeatureIndex
+    from strata.interpret.index_building import build_index as build_index
     from strata.lm.model import LanguageModel as LanguageModel
-    from strata.loop import Recording as Recording
+    from strata.recording import Recording as Recording
     from strata.sae.group import GroupSAE as GroupSAE
     from strata.sae.model import SAE as SAE
     from strata.shapes import SparseCode as SparseCode
@@ -34,7 +34,7 @@ _HOMES = {
     "GroupSAE": "strata.sae.group",
     "Intervention": "strata.steer.intervention",
     "LanguageModel": "strata.lm.model",
-    "Recording": "strata.loop",
+    "Recording": "strata.recording",
     "SAE": "strata.sae.model",
     "SAEConfig": "strata.config.train",
     "SparseCode": "strata.shapes",
@@ -42,7 +42,7 @@ _HOMES = {
     "TrainConfig": "strata.config.train",
     "Trainer": "strata.train",
     "UserError": "strata.errors",
-    "build_index": "strata.interpret.building",
+    "build_index": "strata.interpret.index_building",
     "collect_activations": "strata.activations.harvest",
     "explain": "strata.interpret.explain.command",
     "generate": "strata.steer.generation",

@@ -82,13 +82,10 @@ def assign(
     for setting, named in (("target_sites", targets), ("init", starts)):
         for site in named:
             if site not in sites:
-                raise UserError(
-                    f"`{setting}` names a site that is not trained: {site!r}.{did_you_mean(site, sites)}"
-                    f" Trained are {', '.join(sites)}."
-                )
+                raise UserError(f"`{setting}` names a site that is not trained: {site!r}.{did_you_mean(site, sites)}")
     if skip and not targets:
         raise UserError("`skip` must be False for an SAE. Got True without a target site. Give target_site too.")
-    assignments = {}
+    assignments: dict[str, Assignment] = {}
     for site in sites:
         target = targets.get(site)
         for own, label in zip(configs, labels(configs), strict=True):

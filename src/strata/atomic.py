@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -35,6 +35,24 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON, or no object.
+    """
+    content: Any = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(content, dict):
+        return cast(dict[str, Any], content)
+    raise ValueError(f"it holds {type(content).__name__}, no object")
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """The value if it is an object of JSON, else an empty one."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
 def as_json(value: Any) -> Any:
     """The value as JSON gives it back; what JSON does not know is text."""
     return json.loads(json.dumps(value, default=str))
@@ -47,7 +65,10 @@ def put_folder(unfinished: Path, target: Path) -> None:
         OSError: it cannot be renamed.
     """
     for path in unfinished.rglob("*"):
-        sync_folder(path) if path.is_dir() else _sync_file(path)
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            sync_file(path)
     sync_folder(unfinished)
     replaced = target.with_name(f".replaced-{target.name}")
     shutil.rmtree(replaced, ignore_errors=True)
@@ -84,10 +105,15 @@ def sync_folder(folder: Path) -> None:
         OSError: the folder is not there.
     """
     if os.name != "nt":  # folders cannot be opened there
-        _sync_file(folder)
+        sync_file(folder)
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Have a file's content on disk.
+
+    Raises:
+        OSError: it is not there, or the disk fails.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, Protocol, runtime_checkable
 
 from strata.errors import UserError, did_you_mean
 from strata.flags import parsed
@@ -54,17 +55,32 @@ examples:
 """
 
 
+Shown = Path | list[Path] | list[str]
+"""What stdout shows: a line, or several."""
+
+
+@runtime_checkable
+class Parser(Protocol):
+    """From the words after a command to its description; None when they asked for help, which is then printed."""
+
+    def __call__(self, words: Sequence[str], *, plan: bool = False) -> Any:
+        """With `plan` the words are those after `strata plan`; see `strata.flags.parsed`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Command:
     """A word after `strata`.
 
     Attributes:
-        parse: from the words behind it to a description; None when they asked for help, which is then printed.
-        run: does it; gives the lines for stdout, and with them an exit code where that says something.
+        parse: from the words behind it to a description.
+        run: does it; gives what stdout shows, and with it an exit code where that says something.
+        settled: with the memory settings of a program that owns its process (`strata.memory`).
     """
 
-    parse: Callable[[Sequence[str]], Any]
-    run: Callable[[Any], list[str] | tuple[list[str], int]]
+    parse: Parser
+    run: Callable[[Any], Shown | tuple[Shown, int]]
+    settled: bool = True
 
 
 _NO_READER = 141  # what the shell says of a program that SIGPIPE ended
@@ -106,9 +122,13 @@ def _dispatch(words: list[str]) -> int:
     config = command.parse(words[1:])
     if config is None:
         return 0
+    if command.settled:
+        from strata.memory import settle_memory
+
+        settle_memory()
     found = command.run(config)
-    lines, exit_code = found if isinstance(found, tuple) else (found, 0)
-    for line in lines:
+    shown, exit_code = found if isinstance(found, tuple) else (found, 0)
+    for line in shown if isinstance(shown, list) else [shown]:
         print(line)
     return exit_code
 
@@ -147,243 +167,131 @@ def parse_train(words: Sequence[str], *, plan: bool = False) -> Any:
     )
 
 
-def _parse_collect(words: Sequence[str], *, plan: bool = False) -> Any:
-    from strata.collect import CollectConfig
-
-    return parsed(CollectConfig, words, command="collect", default=CollectConfig(), plan=plan)
-
-
-def _parse_groups(words: Sequence[str], *, plan: bool = False) -> Any:
-    from strata.config.groups import GroupsConfig
-
-    given = ["--model", *words] if words and not words[0].startswith("-") else words
-    return parsed(GroupsConfig, given, command="groups", usage="groups [MODEL]", default=GroupsConfig(), plan=plan)
-
-
-def _parse_evaluate(words: Sequence[str], *, plan: bool = False) -> Any:
-    from strata.config.evaluate import EvaluateConfig
-
-    named = bool(words) and not words[0].startswith("-")
-    if not named and not {"--runs", "-h", "--help"} & set(words):
-        raise UserError(
-            "`strata evaluate` needs the folders of runs before its flags. Write strata evaluate RUN RUN ..."
-        )
-    given = ["--runs", *words] if named else words
-    return parsed(EvaluateConfig, given, command="evaluate", usage="evaluate RUN...", plan=plan)
-
-
-PLANNED = {"train": parse_train, "collect": _parse_collect, "groups": _parse_groups, "evaluate": _parse_evaluate}
-
-
-def _parse_plan(words: Sequence[str]) -> Any:
-    """What is planned, and how: the first word is one of the commands of `PLANNED`, or else belongs to `train`."""
+def _parse_plan(words: Sequence[str], *, plan: bool = True) -> Any:
+    """What is planned, and how: the first word is one of the commands of `_PLANNED`, or else belongs to `train`."""
     if words and words[0] == "explain":
         raise UserError(
             "`strata explain` has no plan of its own. The plan of a training says what explaining its features would"
             " cost: strata plan train ..."
         )
-    known = bool(words) and words[0] in PLANNED
-    return PLANNED[words[0] if known else "train"](words[1:] if known else words, plan=True)
-
-
-def _of_run(words: Sequence[str], *, command: str, description: type) -> Any:
-    """A description whose first word, if it is no flag, is the folder of a run."""
-    given = ["--run", *words] if words and not words[0].startswith("-") else words
-    if not {"--run", "-h", "--help"} & {word.split("=")[0] for word in given}:
-        raise UserError(f"`strata {command}` needs the folder of a run. Write strata {command} RUN.")
-    return parsed(description, given, command=command, usage=f"{command} RUN")
-
-
-def _parse_doctor(words: Sequence[str]) -> Any:
-    from strata.config.doctor import DoctorConfig
-
-    return _of_run(words, command="doctor", description=DoctorConfig)
-
-
-def _parse_explain(words: Sequence[str]) -> Any:
-    from strata.config.explain import ExplainConfig
-
-    return _of_run(words, command="explain", description=ExplainConfig)
-
-
-def _parse_dashboard(words: Sequence[str]) -> Any:
-    from strata.config.dashboard import DashboardConfig
-
-    return _of_run(words, command="dashboard", description=DashboardConfig)
-
-
-def _parse_steer(words: Sequence[str]) -> Any:
-    from strata.config.steer import SteerConfig
-
-    return _of_run(words, command="steer", description=SteerConfig)
-
-
-def _parse_interactions(words: Sequence[str]) -> Any:
-    from strata.config.interactions import InteractionsConfig
-
-    return _of_run(words, command="interactions", description=InteractionsConfig)
-
-
-def _parse_scaling(words: Sequence[str]) -> Any:
-    from strata.config.scaling import ScalingConfig
-
-    given = ["--activations", *words] if words and not words[0].startswith("-") else words
-    if not {"--activations", "-h", "--help"} & {word.split("=")[0] for word in given}:
-        raise UserError("`strata scaling` needs a store that `strata collect` wrote. Write strata scaling STORE.")
-    return parsed(ScalingConfig, given, command="scaling", usage="scaling STORE")
-
-
-def _parse_export(words: Sequence[str]) -> Any:
-    from strata.export import ExportConfig
-
-    return parsed(ExportConfig, _with_source(words), command="export", usage="export FOLDER")
-
-
-def _parse_import(words: Sequence[str]) -> Any:
-    from strata.export import ImportConfig
-
-    return parsed(ImportConfig, _with_source(words), command="import", usage="import FOLDER")
-
-
-def _with_source(words: Sequence[str]) -> list[str]:
-    """The first word is the source, if it is no flag."""
-    return ["--source", *words] if words and not words[0].startswith("-") else list(words)
-
-
-def _run_train(config: Any) -> list[str]:
-    from strata.distributed.ranks import joined_ranks
-    from strata.memory import settle_memory
-    from strata.report.run import train_and_report
-
-    settle_memory()
-    with joined_ranks() as ranks:
-        made = str(train_and_report(config, ranks=ranks))
-    return [made] if ranks.is_first else []
-
-
-def _run_collect(config: Any) -> list[str]:
-    from strata.collect import collect_run
-    from strata.memory import settle_memory
-
-    settle_memory()
-    return [str(collect_run(config))]
-
-
-def _run_groups(config: Any) -> list[str]:
-    from strata.memory import settle_memory
-    from strata.report.groups import groups_and_report
-
-    settle_memory()
-    return [str(groups_and_report(config))]
-
-
-def _run_evaluate(config: Any) -> list[str]:
-    from strata.memory import settle_memory
-    from strata.report.comparison import evaluate_and_report
-
-    settle_memory()
-    return [str(evaluate_and_report(config))]
-
-
-def _run_plan(planned: Any) -> list[str]:
-    from strata.memory import settle_memory
-    from strata.plan.command import plan
-
-    settle_memory()  # as the commands that are planned do: a calibration measures what they will be like
-    return plan(*planned)
-
-
-def _parse_bench(words: Sequence[str]) -> Any:
-    from strata.config.bench import BenchOptions
-
-    return parsed(BenchOptions, words, command="bench", default=BenchOptions())
-
-
-def _run_bench(config: Any) -> list[str]:
-    from strata.bench.command import bench
-
-    return bench(config)
-
-
-def _run_doctor(config: Any) -> tuple[list[str], int]:
-    from strata.doctor.command import doctor
-
-    return doctor(config)
-
-
-def _run_explain(config: Any) -> list[str]:
-    from strata.interpret.explain.command import explain_run
-    from strata.memory import settle_memory
-
-    settle_memory()
-    return explain_run(config).lines()
-
-
-def _run_dashboard(config: Any) -> list[str]:
-    from strata.memory import settle_memory
-    from strata.report.dashboard.command import dashboard
-
-    settle_memory()
-    return [str(dashboard(config))]
-
-
-def _run_steer(config: Any) -> list[str]:
-    from strata.memory import settle_memory
-    from strata.steer.command import steer
-
-    settle_memory()
-    return steer(config)
-
-
-def _run_interactions(config: Any) -> list[str]:
-    from strata.memory import settle_memory
-    from strata.report.interactions import interactions_and_report
-
-    settle_memory()
-    return [str(interactions_and_report(config))]
-
-
-def _run_scaling(config: Any) -> list[str]:
-    from strata.memory import settle_memory
-    from strata.report.scaling import scaling_and_report
-
-    settle_memory()
-    return [str(scaling_and_report(config))]
-
-
-def _run_export(config: Any) -> list[str]:
-    from strata.export import export
-
-    return _shown(export(config))
-
-
-def _run_import(config: Any) -> list[str]:
-    from strata.export import import_
-
-    return _shown(import_(config))
-
-
-def _shown(folders: list[Path]) -> list[str]:
-    return [str(folder) for folder in folders]
+    known = bool(words) and words[0] in _PLANNED
+    return COMMANDS[words[0] if known else "train"].parse(words[1:] if known else words, plan=plan)
 
 
 def _first_line(make: Callable[..., Any]) -> str:
     return (make.__doc__ or "").splitlines()[0]
 
 
+def _flags(command: str, description: str, *, word: str = "", flag: str = "", needs: str = "") -> Parser:
+    """From words to a description, as most commands do it.
+
+    Args:
+        command: its name.
+        description: the class, as module:name; loaded when words come.
+        word: how the usage calls a first word that is no flag; empty where there is none.
+        flag: what that word is the value of.
+        needs: what it is, for the sentence on a command without it; empty where it may be left out.
+    """
+
+    def parse(words: Sequence[str], *, plan: bool = False) -> Any:
+        given = [flag, *words] if flag and words and not words[0].startswith("-") else list(words)
+        if needs and not {flag, "-h", "--help"} & {one.split("=")[0] for one in given}:
+            raise UserError(f"`strata {command}` needs {needs}. Write strata {command} {word.removesuffix('...')}.")
+        kind = resolve_name(description)
+        default = None if needs else kind()
+        return parsed(kind, given, command=command, usage=f"{command} {word}".strip(), default=default, plan=plan)
+
+    return parse
+
+
+def _of_run(command: str, description: str) -> Parser:
+    return _flags(command, description, word="RUN", flag="--run", needs="the folder of a run")
+
+
+def _function(name: str) -> Callable[[Any], Any]:
+    """The function at module:name, loaded when it is called."""
+
+    def run(config: Any) -> Any:
+        return resolve_name(name)(config)
+
+    return run
+
+
+def _plan(planned: Any) -> list[str]:
+    from strata.plan.command import plan
+
+    return plan(*planned)
+
+
+def _explain(config: Any) -> list[str]:
+    from strata.interpret.explain.command import explain_run
+
+    return explain_run(config).lines()
+
+
+_PLANNED = ("train", "collect", "groups", "evaluate")
 COMMANDS = {
-    "plan": Command(_parse_plan, _run_plan),
-    "train": Command(parse_train, _run_train),
-    "collect": Command(_parse_collect, _run_collect),
-    "groups": Command(_parse_groups, _run_groups),
-    "evaluate": Command(_parse_evaluate, _run_evaluate),
-    "explain": Command(_parse_explain, _run_explain),
-    "dashboard": Command(_parse_dashboard, _run_dashboard),
-    "steer": Command(_parse_steer, _run_steer),
-    "interactions": Command(_parse_interactions, _run_interactions),
-    "doctor": Command(_parse_doctor, _run_doctor),
-    "bench": Command(_parse_bench, _run_bench),
-    "scaling": Command(_parse_scaling, _run_scaling),
-    "export": Command(_parse_export, _run_export),
-    "import": Command(_parse_import, _run_import),
+    "plan": Command(_parse_plan, _plan),  # a calibration measures what the commands that are planned will be like
+    "train": Command(parse_train, _function("strata.report.run:train_with_ranks")),
+    "collect": Command(
+        _flags("collect", "strata.config.collect:CollectConfig"), _function("strata.collect:collect_run")
+    ),
+    "groups": Command(
+        _flags("groups", "strata.config.groups:GroupsConfig", word="[MODEL]", flag="--model"),
+        _function("strata.report.groups:groups_and_report"),
+    ),
+    "evaluate": Command(
+        _flags(
+            "evaluate",
+            "strata.config.evaluate:EvaluateConfig",
+            word="RUN...",
+            flag="--runs",
+            needs="the folders of runs",
+        ),
+        _function("strata.report.comparison:evaluate_and_report"),
+    ),
+    "explain": Command(_of_run("explain", "strata.config.explain:ExplainConfig"), _explain),
+    "dashboard": Command(
+        _of_run("dashboard", "strata.config.dashboard:DashboardConfig"),
+        _function("strata.report.dashboard.command:dashboard"),
+    ),
+    "steer": Command(_of_run("steer", "strata.config.steer:SteerConfig"), _function("strata.steer.command:steer")),
+    "interactions": Command(
+        _of_run("interactions", "strata.config.interactions:InteractionsConfig"),
+        _function("strata.report.interactions:interactions_and_report"),
+    ),
+    "doctor": Command(
+        _of_run("doctor", "strata.config.doctor:DoctorConfig"),
+        _function("strata.doctor.command:doctor"),
+        settled=False,
+    ),
+    "bench": Command(  # its contenders settle theirs, each in its process
+        _flags("bench", "strata.config.bench:BenchOptions"), _function("strata.bench.command:bench"), settled=False
+    ),
+    "scaling": Command(
+        _flags(
+            "scaling",
+            "strata.config.scaling:ScalingConfig",
+            word="STORE",
+            flag="--activations",
+            needs="a store that `strata collect` wrote",
+        ),
+        _function("strata.report.scaling:scaling_and_report"),
+    ),
+    "export": Command(
+        _flags(
+            "export",
+            "strata.export:ExportConfig",
+            word="FOLDER",
+            flag="--source",
+            needs="the folder of a run or an SAE",
+        ),
+        _function("strata.export:export"),
+        settled=False,
+    ),
+    "import": Command(
+        _flags("import", "strata.export:ImportConfig", word="FOLDER", flag="--source", needs="the folder of an SAE"),
+        _function("strata.export:import_"),
+        settled=False,
+    ),
 }

@@ -7,6 +7,7 @@ from typing import Literal
 from strata.errors import UserError
 
 _PATTERN = re.compile(r"^\s*(?P<amount>\d+(?:\.\d+)?)\s*(?P<scale>[kMG]?)\s*(?P<unit>%|steps?|tokens?)\s*$")
+_UNITS: dict[str, Literal["percent", "steps", "tokens"]] = {"%": "percent", "s": "steps", "t": "tokens"}
 _SCALES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -36,11 +37,11 @@ class Duration:
         match = _PATTERN.match(text)
         if match is None:
             raise UserError(f"`{setting}` must be a length such as '5%', '200 steps' or '1M tokens'. Got {text!r}.")
-        unit = {"%": "percent", "s": "steps", "t": "tokens"}[match["unit"][0]]
+        unit = _UNITS[match["unit"][0]]
         amount = float(match["amount"]) * _SCALES[match["scale"]]
         if unit == "percent" and amount > 100:
             raise UserError(f"`{setting}` is a share of the run and must be at most 100%. Got {text!r}.")
-        return cls(amount, unit)  # pyright: ignore[reportArgumentType]
+        return cls(amount, unit)
 
     def steps(self, *, n_steps: int, batch_size: int) -> int:
         """The same length in optimiser steps of a run of `n_steps` with `batch_size` rows each, rounded."""

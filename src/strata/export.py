@@ -1,6 +1,5 @@
 """SAEs in other libraries' folders and back: what `strata export` and `strata import` do."""
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,13 +7,14 @@ from typing import Any, Literal
 
 import torch
 
+from strata.atomic import read_object
 from strata.config.settings import Auto, check_kinds, names_unknown_settings
 from strata.errors import UserError
 from strata.formats import hub, native
 from strata.formats.folder import json_file, write_files
 from strata.formats.model_card import Exported, model_card
 from strata.formats.registry import FORMATS, FormatName, format_of, sae_folders
-from strata.formats.weights import cast
+from strata.formats.weights import as_dtype
 from strata.log import say
 from strata.out_folder import check_free, new_folder
 from strata.sae.gates import Gated
@@ -22,7 +22,6 @@ from strata.sae.model import SAE, Transcoder
 
 _RECORD = "export.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_OF_ONE_PRECISION = ("dictionary_learning", "gemma_scope")
 
 
 @names_unknown_settings
@@ -49,7 +48,7 @@ class ExportConfig:
         check_kinds(self)
         if self.push_to_hub != "no" and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
             raise UserError(f"`push_to_hub` must be org/name. Got {self.push_to_hub!r}. Give for example me/my-saes.")
-        if self.format in _OF_ONE_PRECISION and self.dtype not in ("auto", "fp32"):
+        if FORMATS[self.format].IS_FP32_ONLY and self.dtype not in ("auto", "fp32"):
             raise UserError(
                 f"`dtype` must be fp32 or auto for format {self.format!r}. Got {self.dtype!r}. Leave it out, or give"
                 " format 'saelens' or 'sparsify'."
@@ -125,7 +124,10 @@ def import_(config: ImportConfig) -> list[Path]:
     saes = {name: FORMATS[config.format if config.format != "auto" else format_of(path)].load(path)
             for name, path in found.items()}  # fmt: skip
     if out.exists() and not (out.is_dir() and (config.overwrite or not any(out.iterdir()))):
-        raise UserError(f"`out` must be a new folder. {out} exists already. Give another, or replace it: overwrite.")
+        raise UserError(
+            f"`out` must be a new folder. {out} exists already. Give another with --out, or replace what is there with"
+            " --overwrite."
+        )
     for name, sae in saes.items():
         native.save(sae, out / name)
     return [out / name for name in saes]
@@ -134,9 +136,9 @@ def import_(config: ImportConfig) -> list[Path]:
 def _write(name: str, path: Path, target: Path, config: ExportConfig) -> Exported:
     """One SAE, from its folder to its place in the export."""
     sae = FORMATS[format_of(path)].load(path) if not native.recognises(path) else native.load(path)
-    dtype = config.dtype if config.format not in _OF_ONE_PRECISION else "fp32"
+    dtype = "fp32" if FORMATS[config.format].IS_FP32_ONLY else config.dtype
     if dtype != "auto":
-        sae = cast(sae, _DTYPES[dtype])
+        sae = as_dtype(sae, _DTYPES[dtype])
     written = _format_for(sae, config.format, path)
     try:
         FORMATS[written].save(sae, target)
@@ -166,12 +168,11 @@ def _metrics(path: Path) -> dict[str, Any]:
     for parent in path.parents:
         if parent.name == "sae" and (parent.parent / "evaluation.json").is_file():
             try:
-                evaluation = json.loads((parent.parent / "evaluation.json").read_text(encoding="utf-8"))
-                site = evaluation["sites"].get(path.relative_to(parent).as_posix(), {})
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+                of_sites: dict[str, Any] = read_object(parent.parent / "evaluation.json")["sites"]
+                return {**of_sites.get(path.relative_to(parent).as_posix(), {})}
+            except (ValueError, KeyError, TypeError, AttributeError):
                 say(f"{parent.parent / 'evaluation.json'} is damaged: the model card has no metrics")
                 return {}
-            return site if isinstance(site, dict) else {}
     return {}
 
 

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
+from inspect import cleandoc
+from types import MappingProxyType
 from typing import Any
 
 from strata.errors import UserError, did_you_mean
@@ -31,22 +33,38 @@ def parsed(
     """
     import tyro
 
+    fill: Any = tyro.cli  # its overloads know no type that is made here
     said = io.StringIO()
     kind, parts, start = _beside_plan(description, default) if plan else (description, [description], default)
     prog = f"strata plan {usage or command}" if plan else f"strata {usage or command}"
+    if not {"-h", "--help"}.isdisjoint(words):
+        for part in parts:
+            _text_as_paragraphs(part)
     try:
         with redirect_stderr(said):
-            return tyro.cli(
+            return fill(
                 kind,
                 args=list(words),
                 prog=prog,
-                description=f"{_PLANNING if plan else ''}{description.__doc__}{note}",
+                description=f"{_PLANNING if plan else ''}{cleandoc(description.__doc__ or '')}{note}",
                 **({} if start is None else {"default": start}),
             )
     except SystemExit as stopped:
         if not stopped.code:
             return None
     raise UserError(_one_sentence(said.getvalue(), parts, command=f"plan {command}" if plan else command))
+
+
+def _text_as_paragraphs(description: type) -> None:
+    """Give tyro what is said of each setting as one paragraph: by itself it keeps the source's line breaks."""
+    from docstring_parser import parse_from_object
+
+    said = {p.arg_name: p.description for kind in description.__mro__[-2::-1] for p in parse_from_object(kind).params}
+    for setting in fields(description):
+        if text := said.get(setting.name):
+            setting.metadata = MappingProxyType({**setting.metadata, "help": " ".join(text.split())})
+        if isinstance(setting.default_factory, type) and is_dataclass(setting.default_factory):
+            _text_as_paragraphs(setting.default_factory)
 
 
 def _beside_plan(description: type, default: Any) -> tuple[Any, list[type], Any]:
@@ -81,7 +99,7 @@ def _one_sentence(complaint: str, descriptions: Sequence[type], *, command: str)
 
 
 def _flags(description: type, prefix: str = "") -> list[str]:
-    found = []
+    found: list[str] = []
     for field in fields(description):
         name = f"{prefix}{field.name.replace('_', '-')}"
         nested = field.default_factory if is_dataclass(field.default_factory) else None

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from strata.errors import UserError, did_you_mean
+from strata.shapes import lengths
 
 Method = Literal["minmax", "complete", "published"]
 Distances = Tensor | np.ndarray | Sequence[Sequence[float]]
@@ -73,27 +74,8 @@ def partitions(distances: Distances, method: str = "minmax") -> list[Groups | No
     return [_partition_or_none(d, n_groups, method) for n_groups in range(1, len(d) + 1)]
 
 
-def fewest_groups(distances: Distances, *, threshold: float = 0.2, method: str = "minmax") -> Groups:
-    """The partition into K* groups: the smallest number whose AMAD is below the threshold (Group-SAE, section 3).
-
-    Args:
-        distances: d [L L].
-        threshold: above 0; of an angular distance at most 1. As many groups as layers have AMAD 0.
-        method: see `partition`; numbers of groups for which it has none of neighbours are passed over.
-
-    Raises:
-        UserError: a threshold that is not above 0, or what `partition` raises.
-    """
-    if not threshold > 0:
-        raise UserError(f"`threshold` must be above 0. Got {threshold}. The usual one is 0.2.")
-    cuts = partitions(distances, method)
-    found = cuts[first_below((None if cut is None else amad(distances, cut) for cut in cuts), threshold)]
-    assert found is not None, "its AMAD is below the threshold"
-    return found
-
-
 def first_below(amads: Iterable[float | None], threshold: float) -> int:
-    """The rule of K*: the place of the first AMAD below the threshold.
+    """The rule of K* (Group-SAE, section 3): the place of the first AMAD below the threshold.
 
     Args:
         amads: of the partitions into 1, 2, … L groups, None where there is none; the last is 0.
@@ -207,7 +189,7 @@ def _complete(d: Tensor, n_groups: int) -> Groups:
 def _published(d: Tensor, n_groups: int) -> Groups:
     """Complete linkage of the rows of the strictly lower-triangular matrix, by Euclidean distance."""
     rows = d.tril(-1)
-    far = (rows[:, None] - rows[None]).norm(dim=-1).numpy()
+    far = lengths(rows[:, None] - rows[None]).numpy()
     np.fill_diagonal(far, np.inf)
     groups: dict[int, list[int]] = {layer: [layer] for layer in range(len(d))}
     while len(groups) > n_groups:

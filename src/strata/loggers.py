@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -35,7 +35,8 @@ def flat_numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
     for name, value in record.items():
         if name in ("sites", "held_out"):
             start = "" if name == "sites" else "held_out/"
-            for site, numbers in (value or {}).items():
+            sites: Mapping[str, Mapping[str, Any]] = value or {}
+            for site, numbers in sites.items():
                 yield from flat_numbers({f"{start}{key}/{site}": number for key, number in numbers.items()}, prefix)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{prefix}{name}", value
@@ -48,7 +49,8 @@ def check_trackers(names: Sequence[Tracker]) -> None:
         MissingExtraError: one is not.
     """
     for name in names:
-        {"wandb": _wandb, "tensorboard": _summary_writer}[name]()
+        library, _ = _TRACKERS[name]
+        library()
 
 
 def open_trackers(
@@ -66,10 +68,15 @@ def open_trackers(
         MissingExtraError: a library is not installed.
         UserError: trackers without a folder.
     """
-    if names and folder is None:
+    if not names:
+        return []
+    if folder is None:
         raise UserError(f"`loggers` needs a run folder. Got {', '.join(names)} without one. Give `folder` too.")
-    makers = {"wandb": WandbLogger, "tensorboard": TensorBoardLogger}
-    return [makers[name](folder, step=step, description=description) for name in names]
+    opened: list[Logger] = []
+    for name in names:
+        _, logger = _TRACKERS[name]
+        opened.append(logger(folder, step=step, description=description))
+    return opened
 
 
 class WandbLogger:
@@ -146,3 +153,10 @@ def _summary_writer() -> Any:
     except ImportError as error:
         raise MissingExtraError("tensorboard", extra="tensorboard", purpose="Logging to TensorBoard") from error
     return SummaryWriter
+
+
+_TRACKERS: dict[Tracker, tuple[Callable[[], Any], Callable[..., Logger]]] = {
+    "wandb": (_wandb, WandbLogger),
+    "tensorboard": (_summary_writer, TensorBoardLogger),
+}
+"""By name the library, which is imported where it is asked for, and the logger that uses it."""

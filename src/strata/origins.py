@@ -37,8 +37,6 @@ def _hook_name(site: str) -> str:
     """TransformerLens' name of a residual or sub-block site, by which SAELens, SAEBench and Neuronpedia know it; else
     the site itself.
     """
-    parts = site.split(".")
-    hooks = {(): "hook_resid_post", ("mlp",): "hook_mlp_out", ("attn",): "hook_attn_out"}
-    if len(parts) in (2, 3) and parts[0] == "layers" and tuple(parts[2:]) in hooks:
-        return f"blocks.{parts[1]}.{hooks[tuple(parts[2:])]}"
-    return site
+    hooks = {"": "hook_resid_post", "mlp": "hook_mlp_out", "attn": "hook_attn_out"}
+    layers, number, part = (*site.split(".", 2), "", "")[:3]
+    return f"blocks.{number}.{hooks[part]}" if layers == "layers" and number and part in hooks else site

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from strata.activations.source import RowSource
 from strata.amounts import spent
 from strata.assignments import Assignment, assign, sites_read
@@ -18,9 +20,10 @@ from strata.errors import UserError
 from strata.groups.of_run import RunGroups, check_groups, groups_of
 from strata.lm.loading import chosen_device
 from strata.log import say
-from strata.loop import Prepared, Recording
 from strata.machine.rates import known_rates
 from strata.plan.predicted import predicted
+from strata.prepare import Prepared, prepare
+from strata.recording import Recording
 from strata.run_folder import (
     begun,
     check_folder,
@@ -32,7 +35,7 @@ from strata.run_folder import (
     write_record,
 )  # fmt: skip
 from strata.run_rows import RunRows, open_rows
-from strata.train import Trained, prepare, train
+from strata.train import Trained, train
 
 
 def train_run(config: TrainConfig, *, progress: bool = True, ranks: Ranks = ALONE) -> tuple[RunRows, Trained]:
@@ -87,12 +90,16 @@ def train_run(config: TrainConfig, *, progress: bool = True, ranks: Ranks = ALON
         return rows, trained
     if ranks.size > 1:
         trained = replace(trained, saes=load_saes(folder, trained.dead))
-    seconds = {**trained.seconds, "language_model": trained.seconds["rows"]}
-    ended = {"status": "trained", "dead": trained.dead, "layer_rows": trained.layer_rows, "seconds": seconds}
-    write_record(folder, (before or record) | ended)
+    write_record(folder, (before or record) | _ended(trained))
     with contextlib.suppress(OSError):
         remove_folder(folder / "checkpoints")
     return rows, trained
+
+
+def _ended(trained: Trained) -> dict[str, Any]:
+    """What run.json says of a training that has ended."""
+    seconds = {**trained.seconds, "language_model": trained.seconds["rows"]}
+    return {"status": "trained", "dead": trained.dead, "layer_rows": trained.layer_rows, "seconds": seconds}
 
 
 def assignments_of(config: TrainConfig, sites: list[str], groups: RunGroups) -> dict[str, Assignment]:
@@ -136,7 +143,7 @@ def _recording(config: TrainConfig, folder: Path, *, progress: bool) -> Recordin
 
 
 def _prepared(
-    rows: RunRows, source: RowSource, assignments: Mapping[str, Assignment], *, device: Any, spread: Spread
+    rows: RunRows, source: RowSource, assignments: Mapping[str, Assignment], *, device: torch.device, spread: Spread
 ) -> Prepared:
     """Ready to begin, with how long it should take on this machine (`strata.plan.predicted`) among its facts."""
     sites = sites_read(assignments)

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,13 @@ from strata.distributed.ranks import ALONE, Ranks
 from strata.errors import UserError
 from strata.formats import group
 from strata.machine.hardware import hardware
+from strata.machine.versions import versions
+from strata.out_folder import new_folder
 from strata.sae.group import GroupSAE
 from strata.sae.model import SAE
 
 _RECORDED_LIBRARIES = ("strata-sae", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+_MAKE_ROOM = "Make room, then go on with --resume; checkpoints are as they were."
 # Settings that do not change what is trained.
 _NOT_COMPARED = (
     *("resume", "overwrite", "report", "log_every_steps", "checkpoint_every", "keep_checkpoints", "keep_buffer"),
@@ -43,8 +45,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     if occupied and not (config.resume or config.overwrite):
         raise UserError(
             f"`out` must be a new folder. {folder} exists already. Give another with --out, go on with --resume, or"
-            f" replace it with"
-            " --overwrite."
+            f" replace it with --overwrite."
         )
     if occupied and config.overwrite and not (folder / "run.json").exists():
         raise UserError(
@@ -60,13 +61,14 @@ def begun(config: TrainConfig, source: RowSource, device: torch.device) -> dict[
         source: of its rows.
         device: where it is trained.
     """
+    recorded = versions(_RECORDED_LIBRARIES)
     return {
         "status": "training",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "strata_version": _version("strata-sae"),
+        "strata_version": recorded["strata-sae"],
         "config": as_json(asdict(config)),
         **source.describe(),
-        "versions": {name: _version(name) for name in _RECORDED_LIBRARIES},
+        "versions": recorded,
         "hardware": hardware(device),
     }
 
@@ -78,10 +80,11 @@ def read_record(folder: Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        record = None
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict) or "status" not in record:
+        record: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        known = "status" in record and isinstance(record["config"], dict)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        record, known = {}, False
+    if not known:
         raise UserError(
             f"`resume` needs the record of the run before. {folder / 'run.json'} is damaged. Start another with --out."
         )
@@ -94,20 +97,14 @@ def make_folder(folder: Path, record: dict[str, Any]) -> None:
     Raises:
         UserError: it cannot be made.
     """
-    unfinished = folder.with_name(f".unfinished-{folder.name}")
     try:
         if folder.exists() and _is_free(folder):  # it may be a mount, which cannot be renamed
             write_json(folder / "run.json", record)
             return
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        write_json(unfinished / "run.json", record)
-        put_folder(unfinished, folder)
     except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(
-            f"`out` must be a folder that can be written. {folder}: {error.strerror}. Give another path."
-        ) from error
+        raise _unwritable(folder, error, "Give another path.") from error
+    with new_folder(folder) as unfinished:
+        write_json(unfinished / "run.json", record)
 
 
 def _is_free(folder: Path) -> bool:
@@ -126,7 +123,8 @@ def check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
     changed += [key for key in ("model", "text") if before.get(key) != as_json(now[key])]
     if changed:
         raise UserError(
-            f"`resume` needs the settings, model and text of the run before. Changed: {', '.join(changed)}."
+            f"`resume` needs the settings, model and text of the run before. Changed: {', '.join(changed)}. Give those"
+            " of before, or start another run with --out."
         )
 
 
@@ -139,7 +137,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     try:
         write_json(folder / "run.json", record)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable(folder, error, _MAKE_ROOM) from error
 
 
 def load_saes(folder: Path, keys: Iterable[str]) -> dict[str, SAE | GroupSAE]:
@@ -175,18 +173,8 @@ def save_saes(folder: Path, saes: Mapping[str, SAE | GroupSAE], *, ranks: Ranks 
             put_folder(unfinished, folder / "sae")
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise _unwritable(folder, error) from error
+        raise _unwritable(folder, error, _MAKE_ROOM) from error
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"`out` must be a folder that can be written. {folder}: {error.strerror or error}. Make room, then go on with"
-        f" --resume; checkpoints are as they were."
-    )
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
+def _unwritable(folder: Path, error: OSError, way_out: str) -> UserError:
+    return UserError(f"`out` must be a folder that can be written. {folder}: {error.strerror or error}. {way_out}")

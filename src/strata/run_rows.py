@@ -21,7 +21,7 @@ from strata.evaluate.held_out_text import held_out_batches
 from strata.lm.model import LanguageModel
 from strata.lm.random_weights import with_random_weights
 from strata.lm.text import open_texts
-from strata.lm.tokens import TokenStream
+from strata.lm.tokens import TokenBatch, TokenStream
 
 
 class RunRows:
@@ -37,10 +37,9 @@ class RunRows:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        named = {"model": ("demo", config.model), "data": ("stdlib", config.data)}
-        self.config = replace(
-            config, **{key: auto if given == "auto" else given for key, (auto, given) in named.items()}
-        )
+        model = "demo" if config.model == "auto" else config.model
+        data = "stdlib" if config.data == "auto" else config.data
+        self.config = replace(config, model=model, data=data)
         self.streams = config.activations == "stream"
         self.sites = chosen_sites(self.language_model, ("all",) if config.groups != "none" else config.sites)
 
@@ -75,7 +74,7 @@ class RunRows:
         """
         config, lm = self.config, self.language_model
         n_tokens = None if config.n_tokens == "all" else config.n_tokens
-        tokens = self._training_tokens()
+        tokens = self.training_tokens()
         if not self.streams and ranks.size > 1:
             raise UserError(
                 f'`activations` must be "stream" or a store for several processes. Got {config.activations!r} with'
@@ -85,31 +84,34 @@ class RunRows:
             rows = collect(lm, tokens, sites=sites, lm_dtype=config.lm_dtype, n_tokens=n_tokens)
             return Activations(rows, origin={"model": lm.fingerprint(), "text": tokens.describe()})
         buffer_tokens = None if config.buffer_tokens == "auto" else config.buffer_tokens
-        given = {"n_tokens": n_tokens, "buffer_tokens": buffer_tokens, "lm_dtype": config.lm_dtype}
+        given: dict[str, Any] = {"n_tokens": n_tokens, "buffer_tokens": buffer_tokens, "lm_dtype": config.lm_dtype}
         if ranks.size > 1:
             return SharedStream(lm, tokens, ranks=ranks, sites=sites, **given)
         return Stream(lm, tokens, sites=sites, **given)
 
     def held_out(self, sites: list[str]) -> dict[str, Tensor]:
         """Rows of held-out documents by site, on the CPU, to measure the training on; none if there are none."""
-        config, lm = self.config, self.language_model
-        if config.held_out_rows == 0:
-            return {}
-        batches = held_out_batches(
-            lm,
-            config.data,
-            n_tokens=config.held_out_rows,
-            context_tokens=config.context_tokens,
-            text_batch_size=config.sae.text_batch_size,
-        )
+        n_rows = self.config.held_out_rows
+        batches = self.held_out_text(n_rows) if n_rows else []
         if not any(bool(batch.is_row.any()) for batch in batches):
             return {}
-        return collect(lm, batches, sites=sites, lm_dtype=config.lm_dtype, n_tokens=config.held_out_rows)
+        return collect(self.language_model, batches, sites=sites, lm_dtype=self.config.lm_dtype, n_tokens=n_rows)
+
+    def held_out_text(self, n_tokens: int) -> list[TokenBatch]:
+        """Held-out documents in the language model's tokens, about so many; none if the text has no such document."""
+        return held_out_batches(
+            self.language_model,
+            self.config.data,
+            n_tokens=n_tokens,
+            context_tokens=self.config.context_tokens,
+            text_batch_size=self.config.sae.text_batch_size,
+        )
 
     def _check_model(self, lm: LanguageModel) -> None:
         """That it is the one that the rows come from: by making, where they are made."""
 
-    def _training_tokens(self) -> TokenStream:
+    def training_tokens(self) -> TokenStream:
+        """Training documents in the language model's tokens."""
         config = self.config
         return token_stream(
             self.language_model,
@@ -134,17 +136,16 @@ class StoredRows(RunRows):
         self.store = open_store(Path(config.activations))
         if config.random_weights:
             raise UserError("`random_weights` must be False for rows of a store. Got True. Collect from such a model.")
-        described = self.store.describe()
-        model, text = described["model"], described["text"]
         if config.n_tokens != "all":
             raise UserError(
                 f'`n_tokens` must be "all" for rows of a store. Got {config.n_tokens}. Leave it out, or collect a'
                 f" smaller store."
             )
-        auto = {"model": model["name"], "data": text["texts"]["source"]}
-        given = {"model": config.model, "data": config.data}
-        named = {key: auto[key] if value == "auto" else value for key, value in given.items()}
-        self.config = replace(config, context_tokens=text["context_tokens"], **named)
+        described = self.store.describe()
+        text = described["text"]
+        model = described["model"]["name"] if config.model == "auto" else config.model
+        data = text["texts"]["source"] if config.data == "auto" else config.data
+        self.config = replace(config, model=model, data=data, context_tokens=text["context_tokens"])
         self.streams = False
         if config.data != "auto":
             _check_text(config.data, text["texts"], store=str(config.activations))
@@ -206,11 +207,8 @@ def _stored_sites(stored: Sequence[str], sites: Sequence[str]) -> list[str]:
 
 
 def _check_text(data: str, stored: dict[str, Any], *, store: str) -> None:
-    given = open_texts(data, split=stored.get("split", "train"))
-    if given.fingerprint != stored.get("fingerprint") and "unknown" not in (
-        given.fingerprint,
-        stored.get("fingerprint"),
-    ):
+    given, known = open_texts(data, split=stored.get("split", "train")).fingerprint, stored.get("fingerprint")
+    if given != known and "unknown" not in (given, known):
         raise UserError(
             f"`data` must be the text that the store was collected from, {stored.get('source')!r}. Got {data!r}, whose"
             f" content is another, with the store {store}. Leave data out."

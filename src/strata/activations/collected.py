@@ -33,7 +33,7 @@ class Activations(Mapping[str, Tensor]):
         self.origin = dict(origin or {})
 
     @classmethod
-    def of(cls, given: "Activations | Tensor") -> "Activations":
+    def of(cls, given: object) -> "Activations":
         """Activations as they are, or a bare Tensor [rows d_in] as activations of a site without a name.
 
         Raises:

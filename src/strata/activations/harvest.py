@@ -15,7 +15,8 @@ from strata.activations.store import Store, open_store
 from strata.errors import UserError
 from strata.lm.model import LanguageModel
 from strata.lm.precision import fast_dtype
-from strata.lm.text import Texts, open_texts
+from strata.lm.text import open_texts
+from strata.lm.texts import Texts
 from strata.lm.tokens import TokenBatch, TokenStream
 
 _LONGEST_CONTEXT = (

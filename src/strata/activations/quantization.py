@@ -95,7 +95,7 @@ class Int8:
         # The mean of magnitudes to the fourth: which channels are often far out, not which are wide.
         size = distance / distance.mean(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         order = size.pow(4).mean(0).argsort(descending=True)
-        charged = {}
+        charged: dict[int, float] = {}
         for n_outliers in _candidates(d_in):
             rest = distance[:, order[n_outliers:]]
             error = (rest.amax(1) / distance.mean(1).clamp_min(torch.finfo(torch.float32).tiny)).square().mean().item()
@@ -129,8 +129,8 @@ class Int8:
         q = parts["rows"]
         x = torch.empty(q.shape, dtype=torch.float32) if out is None else out
         n_rows = max(1, _SERIAL_VALUES // x.shape[1])
-        scales = parts["scale"].reshape(-1, 1).split(n_rows)
-        for some, stored, scale in zip(x.split(n_rows), q.split(n_rows), scales, strict=True):
+        pieces = (torch.split(tensor, n_rows) for tensor in (x, q, parts["scale"].reshape(-1, 1)))
+        for some, stored, scale in zip(*pieces, strict=True):
             torch.addcmul(self.centre, some.copy_(stored), scale, out=some)
         if "outliers" in parts:
             apart = parts["outliers"].numpy() + self.centre[self.outliers].numpy()

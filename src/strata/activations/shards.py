@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from strata.activations.whole_files import replace_whole
@@ -49,7 +49,7 @@ def write_shard(folder: Path, name: str, tensors: dict[str, Tensor], *, block_ro
     sums = {key: _block_sums(tensor, block_rows) for key, tensor in tensors.items()}
     unfinished = folder / f".{name}.unfinished"
     try:
-        save_file(tensors, unfinished, metadata={"crc32": json.dumps(sums)})
+        safetensors.torch.save_file(tensors, unfinished, metadata={"crc32": json.dumps(sums)})
         header = read_header(unfinished)
         n_bytes = unfinished.stat().st_size
         replace_whole(unfinished, folder / name)
@@ -155,4 +155,4 @@ def read_header(path: Path) -> bytes:
 
 
 def _block_sums(tensor: Tensor, block_rows: int) -> list[int]:
-    return [zlib.crc32(block.view(torch.uint8).numpy().data) for block in tensor.split(block_rows)]
+    return [zlib.crc32(block.view(torch.uint8).numpy().data) for block in torch.split(tensor, block_rows)]

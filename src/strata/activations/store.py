@@ -13,6 +13,7 @@ from strata.activations.draws import Draws
 from strata.activations.quantization import Encoding
 from strata.activations.shards import ShardRecord, check_size
 from strata.activations.source import RowSource
+from strata.activations.store_blocks import Blocks
 from strata.activations.store_layout import (
     Manifest,
     Part,
@@ -22,7 +23,7 @@ from strata.activations.store_layout import (
     read_manifest,
     read_part,
 )
-from strata.activations.store_reading import Blocks, StoredRows
+from strata.activations.store_reading import StoredRows
 from strata.config.layer_groups import Group
 from strata.errors import UserError, did_you_mean
 

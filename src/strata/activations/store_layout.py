@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from strata.activations.quantization import Encoding, Int8, Plain
 from strata.activations.shards import ShardRecord
 from strata.activations.whole_files import write_first
-from strata.atomic import write_json
+from strata.atomic import read_object, write_json
 from strata.errors import UserError
 
 FORMAT = "strata-store"
@@ -101,7 +101,7 @@ class Manifest:
     n_parts: int
     shard_rows: int
     block_rows: int
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -172,7 +172,7 @@ def read_encodings(folder: Path, manifest: Manifest) -> dict[str, Encoding] | No
     if not path.exists():
         return None
     try:
-        found = load_file(path)
+        found = safetensors.torch.load_file(path)
         encodings: dict[str, Encoding] = {
             site: Int8(centre=found[f"{site}:centre"], outliers=found[f"{site}:outliers"]) for site in manifest.sites
         }
@@ -201,7 +201,7 @@ def choose_encodings(folder: Path, manifest: Manifest, rows: dict[str, torch.Ten
     content |= {f"{site}:outliers": one.outliers.contiguous() for site, one in fitted.items()}
     sums = [zlib.crc32(content[key].numpy().tobytes()) for key in sorted(content)]
     content["crc32"] = torch.tensor(sums, dtype=torch.int64)
-    write_first(folder / ENCODING, lambda path: save_file(content, path))
+    write_first(folder / ENCODING, lambda path: safetensors.torch.save_file(content, path))
     chosen = read_encodings(folder, manifest)
     assert chosen is not None
     return chosen
@@ -218,9 +218,6 @@ def content_crc32(folder: Path, parts: Sequence[Part]) -> int:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or cannot be read ({type(error).__name__}).") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object.")
-    return content
+        raise UserError(f"{path} is damaged or cannot be read ({type(error).__name__}: {error}).") from error

@@ -117,7 +117,7 @@ def make_manifest(plan: StorePlan, lm: LanguageModel, *, sites: list[str], text:
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """What two descriptions do not agree on, in words; the model's name may differ, for it may have moved."""
-    found = []
+    found: list[str] = []
     for key in [*before, *(key for key in now if key not in before)]:
         old, new = before.get(key), now.get(key)
         name = f"{prefix}{key}"

@@ -3,12 +3,12 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from strata.atomic import sync_folder
+from strata.atomic import sync_file, sync_folder
 from strata.errors import UserError
 
 
@@ -51,15 +51,11 @@ def write_first(target: Path, write: Callable[[Path], object]) -> bool:
 def _settle(path: Path) -> None:
     # safetensors makes files that only their owner can read: processes of other users are to share a store too
     path.chmod(path.parent.stat().st_mode & 0o666)
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_file(path)
 
 
 @contextlib.contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
+def writing_to(folder: Path) -> Generator[None, None, None]:
     """What the disk refuses becomes a sentence that names the folder.
 
     Raises:
@@ -76,7 +72,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path, name: str, *, what: str) -> Iterator[None]:
+def only_writer(folder: Path, name: str, *, what: str) -> Generator[None, None, None]:
     """Hold a name in a folder, so that no second process does. The system frees it however the process ends.
 
     Args:

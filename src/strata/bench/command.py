@@ -119,7 +119,7 @@ def _worker(name: str, options: BenchOptions, *, device: torch.device, d_sae: in
 
 def _widths(options: BenchOptions, rows: Rows, *, device: torch.device, progress: bool) -> list[dict[str, Any]]:
     """Strata's step and the score product at multiples of d_sae, each width's in turn."""
-    found = []
+    found: list[dict[str, Any]] = []
     for multiple in options.widths:
         d_sae, n = multiple * options.d_sae, options.steps_per_round
         products = product_timers(rows[: options.rows], d_sae=d_sae, n=n, device=device)

@@ -1,17 +1,43 @@
 """What the benchmarks need of an SAE trainer."""
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What every contender is told.
+
+    Attributes:
+        d_in: width of the rows.
+        d_sae: latents, any number.
+        k: active latents per row.
+        lr: learning rate; None is the trainer's own default.
+        n_steps: of the run that its schedules believe in.
+        n_rows: per step.
+        seed: of the initial weights.
+        device: where it trains.
+    """
+
+    d_in: int
+    d_sae: int
+    k: int
+    lr: float | None
+    n_steps: int
+    n_rows: int = 4096
+    seed: int
+    device: torch.device
 
 
 @runtime_checkable
 class Contender(Protocol):
     """One TopK SAE in training; rows are fp32 [rows d_in] in the model's own scale, on the contender's device.
 
-    Made with the keywords d_in, d_sae, k, lr (None: the trainer's own default), n_steps (of the run that its schedules
-    believe in), n_rows (per step), seed and device.
+    Made from what is `Given`, and keywords of its own.
     """
 
     def prepare(self, sample: Float[Tensor, "sample d_in"]) -> None:

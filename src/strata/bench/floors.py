@@ -44,7 +44,7 @@ def _product(x: Float[Tensor, "rows d_in"], *, d_sae: int, n_piece: int) -> Call
     scores = torch.empty(n_piece, d_sae, dtype=x.dtype, device=x.device)
 
     def run(turn: int) -> None:
-        for piece in x.split(n_piece):
+        for piece in torch.split(x, n_piece):
             torch.mm(piece, weight, out=scores[: len(piece)])
 
     return run
@@ -67,7 +67,7 @@ def copy_bytes_per_second(device: torch.device) -> float:
 def forward_tokens_per_second(device: torch.device) -> dict[str, float]:
     """Of the embedded language model's forward alone to its last site, in fp32 and in what a training takes here."""
     lm = LanguageModel("demo", device=device)
-    found = {}
+    found: dict[str, float] = {}
     for lm_dtype in ("fp32", "auto"):
         measured, _ = measure_forwards(
             lm, context_tokens=_CONTEXT_TOKENS, text_batch_size=_TEXT_BATCH, lm_dtype=lm_dtype

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from strata.bench.registry import make
-from strata.bench.rows import open_rows
-from strata.bench.worker import program
+from strata.bench.worker import given_of, program, rows_of
 from strata.log import say
 
 _STEPS = 3
@@ -47,12 +46,7 @@ def peak_bytes(name: str, setting: dict[str, Any], *, progress: bool = True) -> 
 
 def measure(setting: dict[str, Any]) -> int:
     """`peak_bytes` within the process that is measured; the keywords and `name` in one."""
-    if setting["threads"] != "auto":
-        torch.set_num_threads(setting["threads"])
-    device = torch.device(setting["device"])
-    n_rows = setting["n_batches"] * setting["rows"]
-    shape = {"d_in": setting["d_in"], "n_rows": n_rows}
-    rows = open_rows(setting["rows_from"], **shape, n_held_out=0).train.float().to(device)
+    rows, device = rows_of(setting), torch.device(setting["device"])
     small = setting | {"d_sae": 2 * setting["d_in"], "k": 4, "rows": 64}
     _train(small, rows[:128])  # imports what it imports
     before = _start(device)
@@ -61,12 +55,9 @@ def measure(setting: dict[str, Any]) -> int:
 
 
 def _train(setting: dict[str, Any], rows: Float[Tensor, "n d_in"]) -> None:
-    names = {name: setting[name] for name in ("d_in", "d_sae", "k", "seed")}
-    made = make(
-        setting["name"], **names, lr=1e-3, n_steps=300, n_rows=setting["rows"], device=torch.device(setting["device"])
-    )
+    made = make(setting["name"], given_of(setting | {"lr": 1e-3, "n_steps": 300}))
     made.prepare(rows)
-    for batch in rows.split(setting["rows"])[:_STEPS]:
+    for batch in torch.split(rows, setting["rows"])[:_STEPS]:
         made.step(batch)
 
 

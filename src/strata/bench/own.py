@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from strata.bench.contender import Given
 from strata.config.train import SAEConfig
 from strata.kernels.backend import score_dtype as fastest_dtype
 from strata.sae.learner import Learner
@@ -26,36 +27,22 @@ class Strata:
     """The learner that `strata train` drives, on one batch of rows at a time.
 
     Args:
-        d_in: width of the rows.
-        d_sae: latents, any number.
-        k: active latents per row.
-        lr: peak learning rate; None is "auto".
-        n_steps: of the run.
-        seed: of the initial weights.
-        device: where it trains.
-        n_rows: per step.
+        given: what every contender is told; a learning rate of None is "auto".
         revival: "auto", "lift", "auxk", "ghost", "resample" or "none".
         score_dtype: precision of the product that selects the winners; None is what a training takes on the device.
     """
 
-    def __init__(
-        self,
-        *,
-        d_in: int,
-        d_sae: int,
-        k: int,
-        lr: float | None,
-        n_steps: int,
-        seed: int,
-        device: torch.device,
-        n_rows: int = 4096,
-        revival: Any = "auto",
-        score_dtype: torch.dtype | None = None,
-    ) -> None:
-        rate = "auto" if lr is None else lr
-        self.config = _OfWidth(n_latents=d_sae, k=k, batch_size=n_rows, lr=rate, revival=revival, seed=seed)
-        self.n_steps = n_steps
-        self.score_dtype = fastest_dtype(device) if score_dtype is None else score_dtype
+    def __init__(self, given: Given, *, revival: Any = "auto", score_dtype: torch.dtype | None = None) -> None:
+        self.config = _OfWidth(
+            n_latents=given.d_sae,
+            k=given.k,
+            batch_size=given.n_rows,
+            lr="auto" if given.lr is None else given.lr,
+            revival=revival,
+            seed=given.seed,
+        )
+        self.n_steps = given.n_steps
+        self.score_dtype = fastest_dtype(given.device) if score_dtype is None else score_dtype
         self._learner: Learner | None = None
         self._finished: Any = None
 

@@ -1,19 +1,22 @@
 """The peers' TopK SAEs as contenders, each trained by its own trainer, optimiser and bookkeeping.
 
 Nothing here is an optimisation or a simplification of a peer: the step that is timed is the one that its users run.
-`strata.bench.contender` says which keywords all of them take. On CUDA nothing of this has been executed yet.
+On CUDA nothing of this has been executed yet. The libraries are not typed and may be missing: each is loaded where its
+contender is made, as `Any`.
 """
 
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
+from importlib import import_module
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from strata.bench.contender import Given
 from strata.errors import UserError
 
 
@@ -21,7 +24,7 @@ class SAELens:
     """sae_lens' TopKTrainingSAE under its SAETrainer, in fp32 as by default.
 
     Args:
-        lr: learning rate; None is its default, 3e-4.
+        given: what every contender is told; its own learning rate is 3e-4.
         sparse: `use_sparse_activations` (default of the peer: off), without `rescale_acts_by_decoder_norm`, with which
             its backward fails on a CPU.
         autocast: its bf16 autocast (default of the peer: off).
@@ -32,50 +35,44 @@ class SAELens:
 
     def __init__(
         self,
+        given: Given,
         *,
-        d_in: int,
-        d_sae: int,
-        k: int,
-        lr: float | None,
-        n_steps: int,
-        seed: int,
-        device: torch.device,
-        n_rows: int = 4096,
         sparse: bool = False,
         autocast: bool = False,
         scaled: bool = False,
         decay_share: float = 0.0,
         window_share: float | None = None,
     ) -> None:
-        from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig  # pyright: ignore[reportMissingImports]
-        from sae_lens.config import LoggingConfig, SAETrainerConfig  # pyright: ignore[reportMissingImports]
-        from sae_lens.training.sae_trainer import SAETrainer  # pyright: ignore[reportMissingImports]
-
-        torch.manual_seed(seed)
-        config = TopKTrainingSAEConfig(
-            d_in=d_in,
-            d_sae=d_sae,
-            k=k,
+        sae_lens: Any = import_module("sae_lens")
+        configs: Any = import_module("sae_lens.config")
+        trainers: Any = import_module("sae_lens.training.sae_trainer")
+        torch.manual_seed(given.seed)
+        config = sae_lens.TopKTrainingSAEConfig(
+            d_in=given.d_in,
+            d_sae=given.d_sae,
+            k=given.k,
             use_sparse_activations=sparse,
             rescale_acts_by_decoder_norm=not sparse,
             normalize_activations="expected_average_only_in" if scaled else "none",
-            device=str(device),
+            device=str(given.device),
         )
-        rate = SAETrainerConfig.lr if lr is None else lr
-        window = SAETrainerConfig.dead_feature_window if window_share is None else max(1, int(n_steps * window_share))
-        trainer_config = SAETrainerConfig(
-            total_training_samples=n_steps * n_rows,
-            train_batch_size_samples=n_rows,
+        usual, n_steps = configs.SAETrainerConfig, given.n_steps
+        rate = usual.lr if given.lr is None else given.lr
+        window = usual.dead_feature_window if window_share is None else max(1, int(n_steps * window_share))
+        trainer_config = configs.SAETrainerConfig(
+            total_training_samples=n_steps * given.n_rows,
+            train_batch_size_samples=given.n_rows,
             lr=rate,
             lr_end=rate / 10,  # what its runner fills in; the constant schedule does not read it
             lr_decay_steps=int(n_steps * decay_share),
             dead_feature_window=window,
             autocast=autocast,
-            device=str(device),
-            logger=LoggingConfig(log_to_wandb=False),
+            device=str(given.device),
+            logger=configs.LoggingConfig(log_to_wandb=False),
         )
-        self.scaled, self.d_in = scaled, d_in
-        self.trainer = SAETrainer(trainer_config, sae=TopKTrainingSAE(config), data_provider=iter(()))
+        self.scaled, self.d_in = scaled, given.d_in
+        sae = sae_lens.TopKTrainingSAE(config)
+        self.trainer: Any = trainers.SAETrainer(trainer_config, sae=sae, data_provider=iter(()))
 
     def prepare(self, sample: Float[Tensor, "sample d_in"]) -> None:
         """Its scaling factor, where it is asked for."""
@@ -112,7 +109,7 @@ class Sparsify:
     fallback, as its Triton kernel needs a GPU.
 
     Args:
-        lr: learning rate; None is its default, 5e-3/√(d_sae/2^14), or for Adam 2e-4/√(d_sae/2^14).
+        given: what every contender is told; its own learning rate is 5e-3/√(d_sae/2^14), for Adam 2e-4/√(d_sae/2^14).
         optimizer: "signum" (schedule-free, its default) or "adam".
         auxk_alpha: weight of its AuxK term (its default: 0, off).
         window_share: `dead_feature_threshold` as a part of the run (default of the peer: 10 million rows).
@@ -120,47 +117,34 @@ class Sparsify:
 
     def __init__(
         self,
+        given: Given,
         *,
-        d_in: int,
-        d_sae: int,
-        k: int,
-        lr: float | None,
-        n_steps: int,
-        seed: int,
-        device: torch.device,
-        n_rows: int = 4096,
         optimizer: Any = "signum",
         auxk_alpha: float = 0.0,
         window_share: float | None = None,
     ) -> None:
-        if device.type == "cpu":
+        if given.device.type == "cpu":
             os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
         with silence():
-            from sparsify import SparseCoderConfig, TrainConfig, Trainer  # pyright: ignore[reportMissingImports]
-
-            class Quiet(Trainer):
-                """Its trainer, which writes nothing to disk at the end of every `fit`."""
-
-                def save(self) -> None:
-                    pass
-
-            config = TrainConfig(
-                sae=SparseCoderConfig(num_latents=d_sae, k=k),
+            sparsify: Any = import_module("sparsify")
+            config = sparsify.TrainConfig(
+                sae=sparsify.SparseCoderConfig(num_latents=given.d_sae, k=given.k),
                 batch_size=1,
                 optimizer=optimizer,
-                lr=lr,
+                lr=given.lr,
                 # Its default of 1000 steps would never end within a short run.
-                lr_warmup_steps=min(1000, max(1, n_steps // 20)),
+                lr_warmup_steps=min(1000, max(1, given.n_steps // 20)),
                 auxk_alpha=auxk_alpha,
                 hookpoints=["rows"],
-                init_seeds=[seed],
+                init_seeds=[given.seed],
                 log_to_wandb=False,
             )
             if window_share is not None:
-                config.dead_feature_threshold = int(n_steps * n_rows * window_share)
-            self.model = _RowsModel(d_in, device)
-            stand_ins: dict[str, Any] = {"dataset": _Sequences(n_steps, n_rows), "model": self.model}
-            self.trainer: Any = Quiet(config, **stand_ins)
+                config.dead_feature_threshold = int(given.n_steps * given.n_rows * window_share)
+            self.model = _RowsModel(given.d_in, given.device)
+            dataset = _Sequences(given.n_steps, given.n_rows)
+            self.trainer: Any = sparsify.Trainer(config, dataset=dataset, model=self.model)
+        self.trainer.save = lambda: None  # at the end of every `fit` it would write to disk
         self.sae = self.trainer.saes["rows"]
 
     def prepare(self, sample: Float[Tensor, "sample d_in"]) -> None:
@@ -191,7 +175,7 @@ class Sparsify:
         return dense.scatter_(1, encoded.top_indices, encoded.top_acts).float()
 
     @contextlib.contextmanager
-    def _weights_as_saved(self) -> Iterator[None]:
+    def _weights_as_saved(self) -> Generator[None]:
         """Schedule-free optimisers train at one point and save another, as its `save` does. There and back rounds, so
         the weights are put back as they were.
         """
@@ -215,7 +199,7 @@ class DictionaryLearning:
     """dictionary_learning's AutoEncoderTopK under its TopKTrainer, AuxK coefficient 1/32 as by default.
 
     Args:
-        lr: learning rate; None is its default, 2e-4/√(d_sae/2^14).
+        given: what every contender is told; its own learning rate is 2e-4/√(d_sae/2^14).
         autocast: its bf16 autocast, which it offers on GPUs only (default of the peer: off).
         decay_share: part of the run over which the learning rate falls to 0 (default of the peer: none).
         window_share: rows without firing after which a latent is dead, as a part of the run (default: 10 million rows).
@@ -223,38 +207,31 @@ class DictionaryLearning:
 
     def __init__(
         self,
+        given: Given,
         *,
-        d_in: int,
-        d_sae: int,
-        k: int,
-        lr: float | None,
-        n_steps: int,
-        seed: int,
-        device: torch.device,
-        n_rows: int = 4096,
         autocast: bool = False,
         decay_share: float = 0.0,
         window_share: float | None = None,
     ) -> None:
-        from dictionary_learning.trainers.top_k import TopKTrainer  # pyright: ignore[reportMissingImports]
-
-        if autocast and device.type != "cuda":
+        trainers: Any = import_module("dictionary_learning.trainers.top_k")
+        if autocast and given.device.type != "cuda":
             raise UserError("`contenders` dictionary_learning-autocast needs a GPU: the peer has it there only.")
-        self.trainer = TopKTrainer(
+        n_steps = given.n_steps
+        self.trainer: Any = trainers.TopKTrainer(
             steps=n_steps,
-            activation_dim=d_in,
-            dict_size=d_sae,
-            k=k,
+            activation_dim=given.d_in,
+            dict_size=given.d_sae,
+            k=given.k,
             layer=0,
             lm_name="rows",
-            lr=lr,
+            lr=given.lr,
             warmup_steps=min(1000, n_steps // 20),  # its default of 1000 steps would never end within a short run
             decay_start=int(n_steps * (1 - decay_share)) if decay_share else None,
-            seed=seed,
-            device=str(device),
+            seed=given.seed,
+            device=str(given.device),
         )
         if window_share is not None:
-            self.trainer.dead_feature_threshold = int(n_steps * n_rows * window_share)
+            self.trainer.dead_feature_threshold = int(n_steps * given.n_rows * window_share)
         self.autocast, self.n_steps_done = autocast, 0
 
     def prepare(self, sample: Float[Tensor, "sample d_in"]) -> None:
@@ -317,7 +294,7 @@ class _Sequences:
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
+def silence() -> Generator[None]:
     """Without what a peer prints."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

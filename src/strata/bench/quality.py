@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from strata.atomic import write_json
-from strata.bench.contender import Contender
+from strata.bench.contender import Contender, Given
 from strata.bench.machine import describe
 from strata.bench.registry import CONTENDERS, OURS, entry, family, installed, make
 from strata.bench.rows import BenchRows
@@ -70,7 +70,7 @@ class Training:
 
 def trainings(runs: Sequence[str], *, steps: int) -> list[Training]:
     """One training per contender, number of steps and rate of `BenchOptions.quality_runs`."""
-    found = []
+    found: list[Training] = []
     for run in runs:
         name, _, rates = run.partition(":")
         keys = [f"{name}:{rate}" for rate in (rates or "default").split(",")]
@@ -157,12 +157,22 @@ def train(
         steps done and fvu, the last one's included.
     """
     torch.manual_seed(options.seed)
-    shape = {"d_in": options.d_in, "d_sae": options.d_sae, "k": options.k, "n_rows": options.rows}
-    made = make(training.name, **shape, lr=training.lr, n_steps=training.steps, seed=options.seed, device=device)
+    given = Given(
+        d_in=options.d_in,
+        d_sae=options.d_sae,
+        k=options.k,
+        lr=training.lr,
+        n_steps=training.steps,
+        n_rows=options.rows,
+        seed=options.seed,
+        device=device,
+    )
+    made = make(training.name, given)
     made.prepare(rows.train[:_SAMPLE_ROWS].float().to(device))
     held_out = rows.held_out.float().to(device)
-    seconds, curve = 0.0, []
-    for number, batch in enumerate(rows.train.split(options.rows)[: training.steps], 1):
+    seconds = 0.0
+    curve: list[list[float]] = []
+    for number, batch in enumerate(torch.split(rows.train, options.rows)[: training.steps], 1):
         x = batch.float().to(device)
         seconds += _seconds(made.step, x, device)
         if number % options.curve_every == 0 and number < training.steps:
@@ -185,7 +195,7 @@ def _seconds(step: Callable[[Tensor], object], x: Tensor, device: torch.device) 
 @torch.no_grad()
 def held_out_fvu(made: Contender, x: Float[Tensor, "rows d_in"]) -> float:
     """Σ‖x − x̂‖² / Σ‖x − mean‖², with one mean over all rows."""
-    error = sum((piece - made.reconstruct(piece)).double().square().sum().item() for piece in x.split(_CHUNK))
+    error = sum((piece - made.reconstruct(piece)).double().square().sum().item() for piece in torch.split(x, _CHUNK))
     return error / (x - x.mean(0)).double().square().sum().item()
 
 
@@ -193,7 +203,7 @@ def held_out_fvu(made: Contender, x: Float[Tensor, "rows d_in"]) -> float:
 def evaluate(made: Contender, x: Float[Tensor, "rows d_in"]) -> dict[str, float]:
     """Held-out FVU, share of silent latents and mean L0."""
     n_active, fired = 0, None
-    for piece in x.split(_CHUNK):
+    for piece in torch.split(x, _CHUNK):
         active = made.codes(piece) > 0
         n_active += int(active.sum())
         fired = active.any(0) if fired is None else fired | active.any(0)

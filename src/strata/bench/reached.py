@@ -73,7 +73,7 @@ def all_reached(record: Mapping[str, Any], median_seconds: Mapping[str, float]) 
     runs = [(Training.parse(key, steps=steps), found) for key, found in record["results"].items()]
     own = [(run, found) for run, found in runs if run.name == OURS]
     peers = [(run, found) for run, found in runs if family(run.name) != OURS and run.steps == steps]
-    marks = []
+    marks: list[tuple[str, Training, Mapping[str, Any]]] = []
     for peer in dict.fromkeys(family(run.name) for run, _ in peers):
         of_peer = [(run, found) for run, found in peers if family(run.name) == peer]
         marks.append((peer, *min(of_peer, key=lambda pair: pair[1]["fvu"])))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from strata.bench.contender import Contender
+from strata.bench.contender import Contender, Given
 from strata.bench.own import Strata
 from strata.bench.peers import DictionaryLearning, SAELens, Sparsify
 from strata.errors import UserError, did_you_mean
@@ -20,16 +20,16 @@ class Entry:
     """How a contender is made.
 
     Attributes:
-        make: its class, called with the keywords that `Contender` names.
+        make: its class, called with what is `Given`.
         distribution: the package that it needs; "" is this one.
-        settings: further keywords.
+        settings: keywords of its own.
         timed_on: kinds of device on which it is timed unless others are asked for: as the peer is by default, and where
             its settings are meant to make it faster.
     """
 
     make: Any
     distribution: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
     timed_on: tuple[str, ...] = ()
 
 
@@ -91,14 +91,14 @@ def entry(name: str) -> Entry:
     return found
 
 
-def make(name: str, **settings: Any) -> Contender:
-    """A contender; the keywords are those that `Contender` names.
+def make(name: str, given: Given) -> Contender:
+    """A contender.
 
     Raises:
         UserError: as `entry`.
     """
     found = entry(name)
-    return found.make(**found.settings, **settings)
+    return found.make(given, **found.settings)
 
 
 def installed(name: str) -> bool:
@@ -113,7 +113,7 @@ def versions() -> dict[str, str]:
 
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
     """Versions of those packages that are installed."""
-    found = {}
+    found: dict[str, str] = {}
     for distribution in distributions:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[distribution] = importlib.metadata.version(distribution)

@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -59,7 +60,7 @@ def synthetic_rows(n_rows: int, d_in: int, *, seed: int = 0) -> Float[Tensor, "n
     directions = torch.nn.functional.normalize(torch.randn(2 * d_in, d_in, generator=generator), dim=1)
     frequencies = 1.0 / torch.arange(1, 2 * d_in + 1)
     rows = torch.empty(n_rows, d_in)
-    for chunk in rows.split(8192):
+    for chunk in torch.split(rows, 8192):
         chosen = torch.multinomial(frequencies.expand(len(chunk), -1), min(16, 2 * d_in), generator=generator)
         weights = torch.rand(chosen.shape, generator=generator) + 0.5
         chunk.copy_(torch.nn.functional.embedding_bag(chosen, directions, per_sample_weights=weights, mode="sum"))
@@ -102,27 +103,28 @@ def demo_rows(n_rows: int, n_held_out: int, *, d_in: int = 384, cache: Path | No
     sites = demo_sites(d_in)
     path = cache_folder() / f"bench-rows-{d_in}.safetensors" if cache is None else cache
     if not path.exists() or (cache is None and not _has(path, n_rows, n_held_out)):
-        from safetensors.torch import save_file
+        import safetensors.torch
 
         train, n_sinks = _collect(sites, n_rows, held_out=False)
         held_out, n_held_out_sinks = _collect(sites, max(n_held_out, _LEAST_HELD_OUT), held_out=True)
         source = f"embedded model, {' and '.join(sites)} side by side; sinks left out: {n_sinks} and {n_held_out_sinks}"
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        save_file({"train": train, "held_out": held_out}, partial, metadata={"source": source})
+        safetensors.torch.save_file({"train": train, "held_out": held_out}, partial, metadata={"source": source})
         partial.replace(path)
     return _of_file(path, d_in=d_in, n_rows=n_rows, n_held_out=n_held_out)
 
 
 def _of_file(path: Path, *, d_in: int, n_rows: int, n_held_out: int) -> BenchRows:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             train, held_out = file.get_slice("train"), file.get_slice("held_out")
             shapes = [*train.get_shape(), *held_out.get_shape()]
             if shapes[1::2] == [d_in, d_in] and shapes[0] >= n_rows and shapes[2] >= n_held_out:
-                source = (file.metadata() or {}).get("source", path.name)
+                metadata: dict[str, str] = file.metadata() or {}
+                source = metadata.get("source", path.name)
                 return BenchRows(train[:n_rows], held_out[:n_held_out], source)
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -136,11 +138,16 @@ def _of_file(path: Path, *, d_in: int, n_rows: int, n_held_out: int) -> BenchRow
     )
 
 
-def _has(path: Path, n_rows: int, n_held_out: int) -> bool:
-    from safetensors import safe_open
+def _opened(path: Path) -> Any:
+    """A safetensors file, whose reader has no types."""
+    import safetensors
 
-    with safe_open(path, framework="pt") as file:
-        found = [file.get_slice(name).get_shape()[0] for name in ("train", "held_out")]
+    return safetensors.safe_open(path, framework="pt")
+
+
+def _has(path: Path, n_rows: int, n_held_out: int) -> bool:
+    with _opened(path) as file:
+        found: list[int] = [file.get_slice(name).get_shape()[0] for name in ("train", "held_out")]
     return found[0] >= n_rows and found[1] >= n_held_out
 
 
@@ -162,7 +169,7 @@ def _collect(sites: list[str], n_rows: int, *, held_out: bool) -> tuple[Tensor, 
     rows = torch.cat([acts[site] for site in sites], dim=1)
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     normalization = Normalization.estimate(rows[: 2**16])
-    is_sink = torch.cat([normalization.is_sink(chunk) for chunk in rows.split(2**16)])
+    is_sink = torch.cat([normalization.is_sink(chunk) for chunk in torch.split(rows, 2**16)])
     kept = rows[~is_sink]
     if len(kept) < n_rows:
         raise UserError(

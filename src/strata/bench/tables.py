@@ -29,7 +29,7 @@ def _heading(record: Mapping[str, Any]) -> list[str]:
 def _steps(record: Mapping[str, Any]) -> list[str]:
     steps, floor = record["steps"], record["floor"]["seconds"]
     ours = steps.get(OURS, {})
-    rows = []
+    rows: list[list[str]] = []
     for name, one in steps.items():
         seconds, peak = one["median_seconds"], one.get("peak_bytes")
         rows.append(
@@ -49,7 +49,7 @@ def _steps(record: Mapping[str, Any]) -> list[str]:
 
 def _floors(record: Mapping[str, Any]) -> list[str]:
     flops = 2.0 * record["setting"]["rows"] * record["setting"]["d_in"] * record["setting"]["d_sae"]
-    found = []
+    found: list[str] = []
     for dtype, pieces in record["products"].items():
         piece, one = min(pieces.items(), key=lambda item: item[1]["median_seconds"])
         seconds = one["median_seconds"]

@@ -50,7 +50,7 @@ def timed(run: Callable[[int], object], *, n: int, device: torch.device) -> Time
 
     def timer() -> list[float]:
         nonlocal turn
-        seconds = []
+        seconds: list[float] = []
         together = n if device.type == "cuda" else 1
         run(turn)
         turn += 1

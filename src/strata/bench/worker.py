@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from strata.bench.contender import Given
 from strata.bench.registry import OURS, family, make
 from strata.bench.rows import open_rows
 from strata.bench.turns import step_timer
@@ -41,8 +44,9 @@ class Worker:
 
     def __init__(self, setting: dict[str, Any]) -> None:
         self.name = setting["name"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen(**program("strata.bench.worker", setting), **pipes)
+        self._process = subprocess.Popen(
+            **program("strata.bench.worker", setting), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         if self._said() != _READY:
             self.close()
             raise UserError(
@@ -71,6 +75,21 @@ class Worker:
         return self._process.stdout.readline().strip()
 
 
+def rows_of(setting: dict[str, Any]) -> Float[Tensor, "n d_in"]:
+    """The rows that a setting names, on its device; its number of threads is set before."""
+    if setting["threads"] != "auto":
+        torch.set_num_threads(setting["threads"])
+    n_rows = setting["n_batches"] * setting["rows"]
+    rows = open_rows(setting["rows_from"], d_in=setting["d_in"], n_rows=n_rows, n_held_out=0).train
+    return rows.float().to(torch.device(setting["device"]))
+
+
+def given_of(setting: dict[str, Any]) -> Given:
+    """What the contender of a setting is told."""
+    own = {name: setting[name] for name in ("d_in", "d_sae", "k", "lr", "n_steps", "seed")}
+    return Given(**own, n_rows=setting["rows"], device=torch.device(setting["device"]))
+
+
 def main() -> None:
     """Make the contender that the first argument describes, and take a turn for every line on stdin."""
     setting = json.loads(sys.argv[1])
@@ -80,14 +99,10 @@ def main() -> None:
         settle_memory()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what contenders print is no answer
-    if setting["threads"] != "auto":
-        torch.set_num_threads(setting["threads"])
-    device = torch.device(setting["device"])
-    n_rows = setting["n_batches"] * setting["rows"]
-    rows = open_rows(setting["rows_from"], d_in=setting["d_in"], n_rows=n_rows, n_held_out=0).train.float().to(device)
-    own = {name: setting[name] for name in ("d_in", "d_sae", "k", "lr", "n_steps", "seed")}
-    made = make(setting["name"], **own, n_rows=setting["rows"], device=device)
-    timer = step_timer(made, rows.split(setting["rows"]), sample=rows, n=setting["n_timed"], device=device)
+    rows, given = rows_of(setting), given_of(setting)
+    made = make(setting["name"], given)
+    batches = torch.split(rows, given.n_rows)
+    timer = step_timer(made, batches, sample=rows, n=setting["n_timed"], device=given.device)
     answers.write(f"{_READY}\n")
     answers.flush()
     for _ in sys.stdin:

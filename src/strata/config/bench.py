@@ -67,7 +67,7 @@ class BenchOptions:
         "sparsify-auxk:default",
         "dictionary_learning:1e-3,3e-3",
     )
-    """Which trainings, as contender[@steps][:learning rate,...]; "default" is the contender's own rate. The best of a
+    """Which trainings, as `contender[@steps][:learning rate,...]`; "default" is the contender's own rate. The best of a
     peer's stands for it. strata@100 is a training of 100 steps, with its schedule."""
     steps: int = 300
     """Steps of a training."""

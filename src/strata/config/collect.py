@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from strata.config.settings import Auto, check_kinds, names_unknown_settings, require
+from strata.config.settings import Auto, check_kinds, folder_named_after, names_unknown_settings, require
 
 
 @names_unknown_settings
@@ -63,4 +63,4 @@ class CollectConfig:
         """The store's folder: `out`, or stores/<model>-<data> made from their last path components."""
         if self.out != "auto":
             return Path(self.out)
-        return Path("stores") / f"{Path(self.model).name}-{Path(self.data).stem}"
+        return folder_named_after(self.model, self.data, inside="stores")

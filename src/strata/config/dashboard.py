@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strata.config.interpret import IndexConfig
-from strata.config.settings import Auto, check_kinds, names_unknown_settings, require
+from strata.config.settings import Auto, names_unknown_settings, require
 
 
 @names_unknown_settings
@@ -29,7 +29,6 @@ class DashboardConfig(IndexConfig):
     """Replace a dashboard that exists already."""
 
     def __post_init__(self) -> None:
-        check_kinds(self)
         super().__post_init__()
         for name, least in (("n_examples", 1), ("before_tokens", 0), ("after_tokens", 0)):
             value = getattr(self, name)

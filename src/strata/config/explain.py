@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from strata.config.interpret import IndexConfig
 from strata.config.settings import names_unknown_settings, require
@@ -108,7 +108,7 @@ class ExplainConfig(IndexConfig):
             UserError: it is no JSON object.
         """
         try:
-            found = json.loads(self.extra_body)
+            found: Any = json.loads(self.extra_body)
         except ValueError:
             found = None
         if not isinstance(found, dict):
@@ -116,4 +116,4 @@ class ExplainConfig(IndexConfig):
                 f"`extra_body` must be a JSON object. Got {self.extra_body!r}. Give e.g."
                 """ '{"reasoning_effort": "low"}'."""
             )
-        return found
+        return cast("dict[str, Any]", found)

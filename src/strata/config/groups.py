@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from strata.config.settings import Auto, check_kinds, names_unknown_settings, require
+from strata.config.settings import Auto, check_kinds, folder_named_after, names_unknown_settings, require
 
 _THRESHOLD = 0.2  # Group-SAE, section 3
 
@@ -98,5 +98,4 @@ class GroupsConfig:
             return Path(self.out)
         if self.from_store():
             return Path("groups") / Path(self.activations).name
-        model, data = ("demo" if self.model == "auto" else self.model), ("stdlib" if self.data == "auto" else self.data)
-        return Path("groups") / f"{Path(model).name}-{Path(data).stem}"
+        return folder_named_after(self.model, self.data, inside="groups")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from strata.config.interpret import IndexConfig
-from strata.config.settings import Auto, check_kinds, names_unknown_settings, require
+from strata.config.settings import Auto, names_unknown_settings, require
 
 
 @names_unknown_settings
@@ -47,7 +47,6 @@ class InteractionsConfig(IndexConfig):
     """Replace results that exist already."""
 
     def __post_init__(self) -> None:
-        check_kinds(self)
         super().__post_init__()
         for name in ("n_partners", "n_least", "n_edges", "n_sources", "n_edge_tokens", "batch_sequences"):
             require(getattr(self, name) >= 1, name, "be at least 1", getattr(self, name), "Give a larger number.")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from strata.errors import UserError, did_you_mean
 
@@ -48,13 +48,14 @@ def checked_groups(groups: Iterable[Any], sites: Sequence[str]) -> list[tuple[st
     for given in groups:
         if isinstance(given, str) or not isinstance(given, Sequence):
             raise UserError(f"`groups` must be a list of lists of layers. Got {given!r} in it. Write [[0, 1, 2], [3]].")
-        group = tuple(_site(layer, sites) for layer in given)
+        layers = cast("Sequence[Any]", given)
+        group = tuple(_site(layer, sites) for layer in layers)
         places = [sites.index(site) for site in group]
         if not group:
             raise UserError("`groups` must hold at least one layer each. Got an empty one. Leave it out.")
         if places != list(range(places[0], places[0] + len(places))):
             raise UserError(
-                f"`groups` must be of layers side by side, in order. Got {list(given)}. The layers are"
+                f"`groups` must be of layers side by side, in order. Got {list(layers)}. The layers are"
                 f" {', '.join(sites[:3])} … {sites[-1]}."
             )
         if group in found:

@@ -107,9 +107,10 @@ class ScalingConfig:
         Raises:
             UserError: a setting that `SAEConfig` refuses.
         """
-        common = {"batch_size": self.batch_size, "architecture": self.architecture}
         return [
-            SAEConfig(expansion_factor=width, k=k, seed=seed, **common)  # pyright: ignore[reportArgumentType]
+            SAEConfig(
+                expansion_factor=width, k=k, seed=seed, batch_size=self.batch_size, architecture=self.architecture
+            )
             for width in sorted(self.widths)
             for k in self.k
             for seed in self.seeds
@@ -148,7 +149,7 @@ class ScalingConfig:
         Raises:
             UserError: hours without a speed.
         """
-        found = []
+        found: list[tuple[str, float]] = []
         for text in self.budget:
             amount, unit = self._amount("budget", text)
             if unit == "h" and flops_per_second is None:

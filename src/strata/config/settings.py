@@ -5,7 +5,7 @@ from dataclasses import fields
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from strata.errors import UserError, did_you_mean
 
@@ -22,6 +22,12 @@ def require(ok: bool, setting: str, rule: str, given: object, way_out: str) -> N
         raise UserError(f"`{setting}` must {rule}. Got {given}. {way_out}")
 
 
+def folder_named_after(model: str, data: str, *, inside: str) -> Path:
+    """inside/<model>-<data>, of their last path components; "auto" are the embedded model and the standard library."""
+    model, data = ("demo" if model == "auto" else model), ("stdlib" if data == "auto" else data)
+    return Path(inside) / f"{Path(model).name}-{Path(data).stem}"
+
+
 def fits(value: object, kind: Any) -> bool:
     """Whether a value is of the annotated kind; whole numbers are real ones too, and nothing but a bool is a bool."""
     origin, options = get_origin(kind), get_args(kind)
@@ -30,7 +36,7 @@ def fits(value: object, kind: Any) -> bool:
     if origin is Literal:
         return any(value == option and type(value) is type(option) for option in options)
     if origin is tuple:
-        return isinstance(value, tuple) and all(fits(item, options[0]) for item in value)
+        return isinstance(value, tuple) and all(fits(item, options[0]) for item in cast("tuple[object, ...]", value))
     if kind in (int, float):
         return not isinstance(value, bool) and isinstance(value, Integral if kind is int else Real)
     return isinstance(value, str | Path if kind is Path else kind)
@@ -42,8 +48,10 @@ def named(kind: Any) -> str:
         return " or ".join(repr(option) for option in get_args(kind))
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(named(option) for option in get_args(kind))
+    if get_origin(kind) is tuple:
+        return "a tuple of texts"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
-    return words.get(kind, "a tuple of texts" if get_origin(kind) is tuple else getattr(kind, "__name__", str(kind)))
+    return words[kind] if kind in words else str(getattr(kind, "__name__", kind))
 
 
 def check_kinds(config: Any) -> None:
@@ -52,10 +60,11 @@ def check_kinds(config: Any) -> None:
     Raises:
         UserError: one does not.
     """
-    for name, kind in get_type_hints(type(config)).items():
+    kind_of_config = config.__class__
+    for name, kind in get_type_hints(kind_of_config).items():
         value = getattr(config, name)
         if not fits(value, kind):
-            raise UserError(f"`{type(config).__name__}.{name}` must be {named(kind)}. Got {value!r}.")
+            raise UserError(f"`{kind_of_config.__name__}.{name}` must be {named(kind)}. Got {value!r}.")
 
 
 Described = TypeVar("Described")
@@ -63,8 +72,9 @@ Described = TypeVar("Described")
 
 def names_unknown_settings(cls: type[Described]) -> type[Described]:
     """Class decorator: an unknown keyword is a UserError that names the nearest setting."""
-    known = [field.name for field in fields(cls)]  # pyright: ignore[reportArgumentType]
-    make = cls.__init__
+    described = cast(Any, cls)  # a dataclass, which a type variable cannot say of a class that is being made
+    known = [field.name for field in fields(described)]
+    make = described.__init__
 
     @functools.wraps(make)
     def __init__(self: Any, **settings: Any) -> None:
@@ -73,5 +83,5 @@ def names_unknown_settings(cls: type[Described]) -> type[Described]:
                 raise UserError(f"`{cls.__name__}` has no setting {name!r}.{did_you_mean(name, known)}")
         make(self, **settings)
 
-    cls.__init__ = __init__  # pyright: ignore[reportAttributeAccessIssue]
+    described.__init__ = __init__
     return cls

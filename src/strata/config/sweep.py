@@ -2,9 +2,9 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from strata.config.settings import fits, named
 from strata.config.train import SAEConfig
@@ -62,8 +62,8 @@ def labels(configs: Sequence[SAEConfig]) -> list[str]:
 
 
 def _written(value: Any) -> str:
-    text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return re.sub(r"[^\w.%+-]", "", text)
+    parts = cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
+    return re.sub(r"[^\w.%+-]", "", "-".join(map(str, parts)))
 
 
 def _parse(word: str) -> tuple[str, list[Any]]:
@@ -81,10 +81,14 @@ def _parse(word: str) -> tuple[str, list[Any]]:
     return name, found
 
 
+def _truth(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
 def _value(text: str, *, name: str, kind: Any) -> Any:
     """The text as the first of whole number, number, truth value and text that the setting can be."""
-    truths = {"true": True, "false": False}
-    for reading in (int, float, lambda t: truths[t.lower()], str):
+    readings: tuple[Callable[[str], Any], ...] = (int, float, _truth, str)
+    for reading in readings:
         try:
             value = reading(text)
         except (ValueError, KeyError):

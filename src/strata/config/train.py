@@ -4,14 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from strata.config.settings import Auto, check_kinds, names_unknown_settings, require
+from strata.config.settings import Auto, check_kinds, folder_named_after, names_unknown_settings, require
 from strata.durations import Duration
 
 _WINDOW_ROWS = 500_000
 
 Architecture = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated"]
 Parallel = Literal["auto", "saes", "data", "latents"]
-Revival = Literal["auto", "lift", "auxk", "ghost", "resample", "none"]
+RevivalMethod = Literal["lift", "auxk", "ghost", "resample", "none"]
+Revival = Literal["auto", RevivalMethod]
 
 
 @names_unknown_settings
@@ -126,7 +127,7 @@ class SAEConfig:
         )
         return d_sae
 
-    def revival_method(self) -> Literal["lift", "auxk", "ghost", "resample", "none"]:
+    def revival_method(self) -> RevivalMethod:
         """The revival method that the two fields choose together."""
         if self.use_ghost_grads:
             return "ghost"
@@ -248,5 +249,4 @@ class TrainConfig:
         stored = self.activations not in ("stream", "collected")
         if stored and self.model == self.data == "auto":
             return Path("runs") / Path(self.activations).name
-        model, data = ("demo" if self.model == "auto" else self.model), ("stdlib" if self.data == "auto" else self.data)
-        return Path("runs") / f"{Path(model).name}-{Path(data).stem}"
+        return folder_named_after(self.model, self.data, inside="runs")

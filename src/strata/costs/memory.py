@@ -1,4 +1,4 @@
-"""Bytes in memory and on disk that a training needs, counted from what its code holds at once.
+"""Bytes in memory that a training needs, counted from what its code holds at once.
 
 A training has phases, and memory that one has freed the next one takes: the peak is that of the largest phase. On a GPU
 the same is counted; it lies in the memory of the device then, but for the process, the tokens and rows that were
@@ -6,12 +6,16 @@ collected. Only the peak on a CPU is measured (tests/test_cost_memory.py).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from strata.config.train import SAEConfig
 from strata.costs.flops import active_experts
 from strata.costs.step import SAEShape
+from strata.costs.tensors import recent_bytes, weight_bytes
+from strata.sae.rules.registry import RULES
 
 PROCESS_BYTES = 430e6
 """Of an interpreter with torch, transformers, strata, one model's code and a tokenizer (measured: x86, Linux)."""
@@ -20,7 +24,6 @@ _SAMPLE_ROWS = 65_536  # from which a normalisation is estimated (strata.train)
 _SAMPLE_COPIES = 3  # of them at once: those that are no sinks, centred, squared (strata.sae.normalization)
 _CHUNK_BYTES = 24 * 2**20  # of scores at a time (strata.kernels.pytorch)
 _GUESS_BYTES = 256 * (4 + 16)  # per latent: scores of 256 rows, and what torch sorts them with (strata.kernels.select)
-_RECENT_ROWS, _MOST_RECENT_ROWS = 8192, 65_536  # kept for the thresholds of a finished SAE (strata.sae.learner)
 _ENTRY_BYTES = 44  # of an entry of a code: value, row and latent, each twice while lists are joined
 _ENTRIES_PASSES = 2  # lists per entry that a step holds beside that: sorted by latent, gradients
 _ROW_COPIES = 8  # of a batch that a step holds: raw, normalised, decoded, residual, its gradient, and their temporaries
@@ -33,21 +36,42 @@ _PEAK_BYTES = 15 * (
 )  # per latent: its strongest tokens with their windows (strata.evaluate.examples)
 _FIRING_BYTES = 3 * 28  # of an entry whose peaks are looked for: value, latent, token and key, sorted
 
-_OWN_VECTORS = {"jumprelu": 2, "gated": 3}  # tensors [d_sae] that are trained; 1 of all others
-_THRESHOLDS = ("batchtopk", "matryoshka", "jumprelu", "relu", "gated")  # gates that are set on the last rows
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInMemory:
+    """What a language model takes; nothing where it is not there.
+
+    Attributes:
+        weight_bytes: of its weights.
+        forward_bytes: of a pass of it; see `forward_bytes`.
+    """
+
+    weight_bytes: float = 0.0
+    forward_bytes: float = 0.0
+
+
+_NO_MODEL = ModelInMemory()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsInMemory:
+    """What waits to be trained on.
+
+    Attributes:
+        row_bytes: of one token's activations at all that is read.
+        buffer_rows: of the shuffle buffer; 0 without one.
+        kept_rows: rows that were collected in memory, in fp32.
+        token_bytes: of a text that is kept as tokens.
+    """
+
+    row_bytes: float
+    buffer_rows: int = 0
+    kept_rows: int = 0
+    token_bytes: float = 0.0
 
 
 def training_memory(
-    saes: Sequence[SAEShape],
-    *,
-    batch_size: int,
-    weight_bytes: float,
-    forward_bytes: float,
-    row_bytes: float,
-    buffer_rows: int,
-    kept_rows: int = 0,
-    token_bytes: float = 0.0,
-    process_bytes: float = PROCESS_BYTES,
+    saes: Sequence[SAEShape], *, batch_size: int, rows: RowsInMemory, model: ModelInMemory = _NO_MODEL
 ) -> dict[str, float]:
     """Memory at the peak of a training, in bytes, by what it is for; the sum is the whole.
 
@@ -58,22 +82,17 @@ def training_memory(
     Args:
         saes: those that are trained side by side.
         batch_size: rows per step.
-        weight_bytes: of the language model; 0 if it is not in memory.
-        forward_bytes: of a pass of it; see `forward_bytes`.
-        row_bytes: of one token's activations at all that is read.
-        buffer_rows: of the shuffle buffer; 0 without one.
-        kept_rows: rows that were collected in memory, in fp32.
-        token_bytes: of a text that is kept as tokens.
-        process_bytes: of the process before it does anything.
+        rows: that are held.
+        model: the language model beside them.
     """
-    rows = buffer_rows * (row_bytes + _SLOT_BYTES) + kept_rows * (row_bytes + _SLOT_BYTES)
-    joining = 4.0 * kept_rows * max((sae.d_in for sae in saes), default=0)
+    waiting = rows.buffer_rows * (rows.row_bytes + _SLOT_BYTES) + rows.kept_rows * (rows.row_bytes + _SLOT_BYTES)
+    joining = 4.0 * rows.kept_rows * max((sae.d_in for sae in saes), default=0)
     phases: list[dict[str, float]] = [{"weights and optimiser": 0.0, "joining of rows": joining}]
     if saes:
-        n_sampled = min(_SAMPLE_ROWS, buffer_rows + kept_rows or _SAMPLE_ROWS)
-        weights, made = sum(map(_weight_bytes, saes)), [_making(sae, n_sampled) for sae in saes]
-        trained = 3 * weights + sum(map(_recent_bytes, saes))  # Adam's two moments
-        stepping = max(_step_bytes(sae, batch_size) for sae in saes) + batch_size * row_bytes
+        n_sampled = min(_SAMPLE_ROWS, rows.buffer_rows + rows.kept_rows or _SAMPLE_ROWS)
+        weights, made = sum(map(weight_bytes, saes)), [_making(sae, n_sampled) for sae in saes]
+        trained = 3 * weights + sum(map(recent_bytes, saes))  # Adam's two moments
+        stepping = max(_step_bytes(sae, batch_size) for sae in saes) + batch_size * rows.row_bytes
         ending = weights + max(_finishing(sae) for sae in saes)
         phases += [
             {"weights and optimiser": weights, "first weights": max(made)},
@@ -81,11 +100,9 @@ def training_memory(
             {"weights and optimiser": trained, "finished copies": ending},
         ]
     return {
-        "process": process_bytes,
-        "language model": float(weight_bytes),
-        "forward": float(forward_bytes),
-        "tokens": float(token_bytes),
-        "rows": rows,
+        **_beside(model),
+        "tokens": float(rows.token_bytes),
+        "rows": waiting,
         **max(phases, key=lambda parts: sum(parts.values())),
     }
 
@@ -111,13 +128,11 @@ def evaluation_pieces(
 def evaluation_memory(
     saes: Sequence[SAEShape],
     *,
-    weight_bytes: float,
-    forward_bytes: float,
+    model: ModelInMemory,
     piece_tokens: int,
     n_pieces: int,
     vocabulary_size: int,
     number_bytes: float = 4.0,
-    process_bytes: float = PROCESS_BYTES,
 ) -> dict[str, float]:
     """Memory at the peak of evaluating SAEs (`strata.evaluate.suites`), in bytes, by what it is for; the sum is the
     whole.
@@ -127,54 +142,48 @@ def evaluation_memory(
 
     Args:
         saes: all that are evaluated.
-        weight_bytes: of the language model.
-        forward_bytes: of a pass of it on a piece of text; see `forward_bytes`.
+        model: the language model, with a pass of it on a piece of text.
         piece_tokens: of a piece; see `evaluation_pieces`.
         n_pieces: of the text.
         vocabulary_size: of the language model; 0 if it has no logits.
         number_bytes: of one of its logits.
-        process_bytes: of the process before it does anything.
     """
     one = _RESIDENT * 4.0 * piece_tokens * vocabulary_size
     logits = one * (min(2, n_pieces) + number_bytes / 4) + (_SOFTMAX_BYTES if vocabulary_size else 0)
     encoding = max((_encoding(sae, piece_tokens) for sae in saes), default=0.0)
     return {
-        "process": process_bytes,
-        "language model": float(weight_bytes),
-        "forward": float(forward_bytes),
-        "finished SAEs": sum(map(_weight_bytes, saes)),
+        **_beside(model),
+        "finished SAEs": sum(map(weight_bytes, saes)),
         **({"logits": logits} if logits > one + encoding else {"logits": one, "encoding": encoding}),
     }
 
 
-def examples_memory(
-    saes: Sequence[SAEShape],
-    *,
-    weight_bytes: float,
-    forward_bytes: float,
-    batch_tokens: int,
-    process_bytes: float = PROCESS_BYTES,
-) -> dict[str, float]:
+def examples_memory(saes: Sequence[SAEShape], *, model: ModelInMemory, batch_tokens: int) -> dict[str, float]:
     """Memory at the peak of finding features' examples (`strata.evaluate.examples`), in bytes, by what it is for; the
     sum is the whole.
 
     Args:
         saes: all of the run, which are looked at in one pass (those of a sweep one after the other: it is at most so
             much).
-        weight_bytes: of the language model.
-        forward_bytes: of a pass of it on a batch; see `forward_bytes`.
+        model: the language model, with a pass of it on a batch.
         batch_tokens: of a batch.
-        process_bytes: of the process before it does anything.
     """
     found = _PEAK_BYTES * sum(sae.n_sites * sae.d_sae for sae in saes)
     sorting = [2.0 * _PEAK_BYTES * sae.d_sae + _FIRING_BYTES * batch_tokens * sae.k for sae in saes]
     encoding = [_encoding(sae, batch_tokens) for sae in saes]
     return {
-        "process": process_bytes,
-        "language model": float(weight_bytes),
-        "forward": float(forward_bytes),
-        "finished SAEs": sum(map(_weight_bytes, saes)),
+        **_beside(model),
+        "finished SAEs": sum(map(weight_bytes, saes)),
         "examples": found + max(sorting, default=0.0) + max(encoding, default=0.0),
+    }
+
+
+def _beside(model: ModelInMemory) -> dict[str, float]:
+    """What is in memory beside all SAEs and rows."""
+    return {
+        "process": PROCESS_BYTES,
+        "language model": float(model.weight_bytes),
+        "forward": float(model.forward_bytes),
     }
 
 
@@ -218,36 +227,6 @@ def forward_bytes(lm: Readable, *, tokens: int, row_bytes: float = 0.0, number_b
     return tokens * (_RESIDENT * number_bytes * (4 * width + inner) + row_bytes)
 
 
-def checkpoint_bytes(saes: Sequence[SAEShape]) -> float:
-    """Bytes of one checkpoint on disk: weights, Adam's moments, firing record, last rows."""
-    return sum(3 * _weight_bytes(sae) + _recent_bytes(sae) + 4.0 * sae.d_sae for sae in saes)
-
-
-def folder_bytes(saes: Sequence[SAEShape]) -> float:
-    """Bytes of a run's `sae` folder. A group's has encoder and decoder once, and once more for each of its layers."""
-    total = 0.0
-    for sae in saes:
-        d_out = sae.d_out or sae.d_in
-        vectors = {"gated": 3, "batchtopk": 2, "matryoshka": 2, "jumprelu": 2}.get(sae.architecture, 1)
-        own = 4.0 * (vectors * sae.d_sae + d_out)
-        matrices = 4.0 * sae.d_sae * (sae.d_in + d_out)
-        copies = sae.n_sites + 1 if sae.n_sites > 1 else 1
-        total += copies * matrices + (2 if sae.n_sites > 1 else 1) * sae.n_sites * own
-    return total
-
-
-def _weight_bytes(sae: SAEShape) -> float:
-    """Of everything that is trained, once."""
-    d_out = sae.d_out or sae.d_in
-    return 4.0 * (sae.d_sae * (sae.d_in + d_out + _OWN_VECTORS.get(sae.architecture, 1)) + d_out)
-
-
-def _recent_bytes(sae: SAEShape) -> float:
-    """Of the last rows, from which thresholds are set."""
-    n_rows = min(_RECENT_ROWS * sae.n_sites, _MOST_RECENT_ROWS) if sae.architecture in _THRESHOLDS else 0
-    return 4.0 * n_rows * (sae.d_in + (sae.d_out or 0))
-
-
 def _making(sae: SAEShape, n_sampled: int) -> float:
     """What making an SAE takes beside its weights: the sample and its copies, or the guess of a first threshold."""
     sample = 4.0 * n_sampled * sae.d_in
@@ -272,12 +251,12 @@ def _step_bytes(sae: SAEShape, batch_size: int) -> float:
 
 def _finishing(sae: SAEShape) -> float:
     """What the search for the thresholds of a finished SAE takes, on its last rows."""
-    if sae.architecture not in _THRESHOLDS:
+    rule = RULES[sae.architecture](SAEConfig(k=sae.k), d_sae=sae.d_sae)
+    if not rule.n_recent_rows:
         return 0.0
-    per_row = {"jumprelu": sae.d_sae / 4, "relu": 4 * sae.k, "gated": 4 * sae.k}.get(sae.architecture, 2 * sae.k)
-    guess = 0.0 if sae.architecture == "jumprelu" else _GUESS_BYTES * sae.d_sae
-    rows = 3 * 4.0 * _RECENT_ROWS * sae.d_in
-    return rows + max(guess, _CHUNK_BYTES + _ENTRY_BYTES * per_row * _RECENT_ROWS)
+    rows = 3 * 4.0 * rule.n_recent_rows * sae.d_in
+    entries = _ENTRY_BYTES * rule.n_searched_per_row * rule.n_recent_rows
+    return rows + max(_GUESS_BYTES * sae.d_sae, _CHUNK_BYTES + entries)
 
 
 def _inner_numbers(block: nn.Module, config: Any) -> float:

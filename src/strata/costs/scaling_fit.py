@@ -36,7 +36,6 @@ class Fit:
         aicc: Akaike's criterion for small samples; lower is better. Infinite with hardly more points than parameters.
         n_starts: from where was searched.
         n_agreeing: starts that ended at the best place; one alone may be a local one.
-        at_bounds: names of parameters that ended on the edge of what is allowed.
     """
 
     law: Law
@@ -47,7 +46,6 @@ class Fit:
     aicc: float
     n_starts: int
     n_agreeing: int
-    at_bounds: tuple[str, ...]
 
 
 def fit_law(points: Points, *, form: Form = "additive", start: Law | None = None) -> Fit:
@@ -71,11 +69,12 @@ def fit_law(points: Points, *, form: Form = "additive", start: Law | None = None
             f"A law with {len(design.free)} parameters needs more points than that. Got {len(points)}. Add widths,"
             " token budgets or seeds."
         )
+    search: Any = least_squares  # SciPy's own types leave out that `jac` may be a function
     found = [
-        least_squares(
+        search(
             design.residuals,
             np.clip(first, design.low + 1e-9, design.high - 1e-9),
-            jac=design.jacobian,  # pyright: ignore[reportArgumentType]
+            jac=design.jacobian,
             bounds=(design.low, design.high),
             loss="huber",
             f_scale=_HUBER,
@@ -224,7 +223,7 @@ class _Design:
         if near is not None:
             return [self._of_law(near)]
         level = float(np.median(self._target))
-        found = []
+        found: list[np.ndarray] = []
         for left, slope in itertools.product((0.1, 0.5, 0.85), (0.15, 0.5)):
             shares = {"e": left, "a": (1 - left) / 2, "b": (1 - left) / 2}
             steep = {"alpha": slope, "beta": slope, "gamma": 0.2, "epsilon": 0.1, "kappa": 0.2, "delta": slope / 2}
@@ -251,8 +250,6 @@ class _Design:
         n_points, n_free = len(errors), len(self.free)
         left, rss = n_points - n_free, max(float(errors @ errors), 1e-30)
         small = 2 * n_free * (n_free + 1) / (left - 1) if left > 1 else math.inf
-        slack = np.where([name in _TERMS for name in self.free], 0.05, 1e-4)
-        edge = (free < self.low + slack) | (free > self.high - slack)
         return Fit(
             law=self._law(free),
             form=self._form,
@@ -262,7 +259,6 @@ class _Design:
             aicc=n_points * math.log(rss / n_points) + 2 * n_free + small,
             n_starts=n_starts,
             n_agreeing=n_agreeing,
-            at_bounds=tuple(name for name, at_edge in zip(self.free, edge, strict=True) if at_edge),
         )
 
     def _term_logs(self, free: np.ndarray) -> np.ndarray:

@@ -57,8 +57,8 @@ def best_within(law: Law, budget: float, *, k: float, cost: Cost) -> Allocation:
     widths = np.linspace(math.log(k), math.log(max(left / (2 * cost.d_in), k * 1.001)), _GRID)
     place = int(np.argmin(loss(widths)))
     around = widths[max(place - 1, 0)], widths[min(place + 1, _GRID - 1)]
-    found = minimize_scalar(loss, bounds=around, method="bounded", options={"xatol": 1e-7})
-    width = float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
+    found: Any = minimize_scalar(loss, bounds=around, method="bounded", options={"xatol": 1e-7})
+    width = float(np.exp(found.x))
     tokens = budget / cost.per_token(width, k)
     edge = place in (0, _GRID - 1)
     return Allocation(
@@ -141,8 +141,9 @@ def flat_from(law: Law, *, k: float, cost: Cost, gain: float) -> Allocation:
     if len(steep):
         from scipy.optimize import brentq
 
-        low, high = widths[steep[-1]], widths[steep[-1] + 1]
-        width = math.exp(brentq(lambda x: gained(x) - gain, low, high))  # pyright: ignore[reportArgumentType]
+        low, high = float(widths[steep[-1]]), float(widths[steep[-1] + 1])
+        root: Any = brentq(lambda log_width: gained(log_width) - gain, low, high)
+        width = math.exp(root)
     else:
         width = float(k)
     tokens, flops, loss = (float(value) for value in at_optimum(law, width, k=k, cost=cost))

@@ -3,7 +3,7 @@
 from dataclasses import astuple, dataclass
 from typing import Literal
 
-_REVIVAL_ROWS, _REVIVAL_LATENTS = 512, 1024  # the most that the revival term looks at (strata.sae.learner)
+_REVIVAL_ROWS, _REVIVAL_LATENTS = 512, 1024  # the most that the revival term looks at (strata.sae.revival, .learner)
 _DEAD_SHARE = 0.05  # assumed of the latents; Strata's recorded runs lie at 0 to 9 % (docs/dead-latents.md)
 _WEIGHT_BYTES = 26  # per weight: two moments and the weight read and written, its copy in the precision that selects
 
@@ -32,7 +32,20 @@ class SAEShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepWork:
+class _Parts:
+    """A number for each part of a step; of what, the classes below say."""
+
+    product_flops: float
+    n_scores: float
+    sparse_flops: float
+    n_weights: float
+    n_numbers: float
+    revival_flops: float
+    n_steps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepWork(_Parts):
     """One step of one SAE on `batch_size` rows.
 
     Attributes:
@@ -49,12 +62,6 @@ class StepWork:
         n_steps: 1; what does not depend on any width.
     """
 
-    product_flops: float
-    n_scores: float
-    sparse_flops: float
-    n_weights: float
-    n_numbers: float
-    revival_flops: float
     n_steps: float = 1.0
 
     @property
@@ -95,8 +102,8 @@ def step_work(sae: SAEShape, *, batch_size: int, revives: bool = True) -> StepWo
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepSeconds:
-    """What a machine needs for each unit of `StepWork`, in seconds, the fields in the same order.
+class StepSeconds(_Parts):
+    """What a machine needs for each unit of `StepWork`, in seconds.
 
     Attributes:
         product_flops: per FLOP of the dense product.
@@ -107,14 +114,6 @@ class StepSeconds:
         revival_flops: per FLOP of the revival term.
         n_steps: per step.
     """
-
-    product_flops: float
-    n_scores: float
-    sparse_flops: float
-    n_weights: float
-    n_numbers: float
-    revival_flops: float
-    n_steps: float
 
     def of(self, work: StepWork) -> float:
         """Seconds of a step."""

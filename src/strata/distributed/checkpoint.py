@@ -19,13 +19,12 @@ from torch import Tensor
 from strata.atomic import put_folder, write_json
 from strata.checkpoint import RECORD, STATE, TENSORS, Checkpoint, checksum, remove_others, unwritable, write_state
 from strata.distributed.latents import LatentShard
+from strata.distributed.nested import Keys, leaves, with_leaves
 from strata.distributed.ranks import LostRankError, Ranks
 from strata.sae.learner import Learner
 
 _NAMED = "__tensor__"  # the key of what stands in a tensor's place
 _SMALL = 64  # numbers of a tensor that stays where it is
-
-Path_ = tuple[Any, ...]
 
 
 def save_shared(
@@ -110,54 +109,60 @@ def restored(
     return filled, _filled(rows, targets)
 
 
-def _emptied(value: Any, path: Path_, tensors: dict[str, Tensor], learner: Learner | None = None) -> Any:
-    """The value with names in place of its larger tensors, which are put into `tensors`."""
-    if isinstance(value, dict):
-        return {key: _emptied(one, (*path, key), tensors, learner) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_emptied(one, (*path, number), tensors, learner) for number, one in enumerate(value)]
-    if not isinstance(value, Tensor):
-        return value
-    shard = isinstance(learner, LatentShard) and learner.per_latent(path[2:])
-    if not shard and value.numel() < _SMALL:
-        return value.detach().cpu().clone()
-    name = "/".join(str(part) for part in path)
-    tensors[name] = _sharded(value, learner.d_sae) if shard and learner is not None else value.detach()
-    return {_NAMED: name}
+def _emptied(state: Any, path: Keys, tensors: dict[str, Tensor], learner: Learner | None = None) -> Any:
+    """The state with names in place of its larger tensors, which are put into `tensors`."""
+
+    def kept(path: Keys, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        shard = learner if isinstance(learner, LatentShard) and learner.per_latent(path[2:]) else None
+        if shard is None and value.numel() < _SMALL:
+            return value.detach().cpu().clone()
+        name = "/".join(str(part) for part in path)
+        tensors[name] = value.detach() if shard is None else _sharded(value, shard.d_sae)
+        return {_NAMED: name}
+
+    return with_leaves(state, kept, path=path)
 
 
-def _filled(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, dict) and _NAMED in value:
-        tensor: Any = tensors[value[_NAMED]]
-        return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    if isinstance(value, dict):
-        return {key: _filled(one, tensors) for key, one in value.items()}
-    return [_filled(one, tensors) for one in value] if isinstance(value, list) else value
+def _filled(state: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The state with its tensors in place of their names."""
+
+    def tensor(path: Keys, value: Any) -> Any:
+        found: Any = tensors[value[_NAMED]] if _is_name(value) else value
+        return found.to_local() if hasattr(found, "to_local") else found
+
+    return with_leaves(state, tensor, is_leaf=_is_name)
 
 
-def _targets(value: Any, learner: Learner | None, sizes: Mapping[str, Any], path: Path_ = ()) -> dict[str, Tensor]:
+def _targets(state: Any, learner: Learner | None, sizes: Mapping[str, Any]) -> dict[str, Tensor]:
     """By name, memory for the tensors that are named in a state."""
-    if isinstance(value, dict) and _NAMED in value:
-        name = value[_NAMED]
-        size, dtype = sizes[name].size, sizes[name].properties.dtype
-        device = torch.device("cpu") if learner is None else learner.device
-        if isinstance(learner, LatentShard) and learner.per_latent(path):
-            part = torch.empty(learner.n_own, *size[1:], dtype=dtype, device=device)
-            return {name: _sharded(part, learner.d_sae)}
-        return {name: torch.empty(size, dtype=dtype, device=device)}
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return {name: one for key, below in items for name, one in _targets(below, learner, sizes, (*path, key)).items()}
+    device = torch.device("cpu") if learner is None else learner.device
+    found: dict[str, Tensor] = {}
+    for path, value in leaves(state, is_leaf=_is_name):
+        if _is_name(value):
+            name = value[_NAMED]
+            size, dtype = sizes[name].size, sizes[name].properties.dtype
+            if isinstance(learner, LatentShard) and learner.per_latent(path):
+                part = torch.empty(learner.n_own, *size[1:], dtype=dtype, device=device)
+                found[name] = _sharded(part, learner.d_sae)
+            else:
+                found[name] = torch.empty(size, dtype=dtype, device=device)
+    return found
 
 
-def _own_part(value: Any, learner: Learner, path: Path_ = ()) -> Any:
+def _own_part(state: Any, learner: Learner) -> Any:
     """Of a whole state what a rank has: all, or its latents."""
-    if isinstance(value, dict):
-        return {key: _own_part(one, learner, (*path, key)) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_own_part(one, learner, (*path, number)) for number, one in enumerate(value)]
-    if isinstance(value, Tensor) and isinstance(learner, LatentShard) and learner.per_latent(path):
-        return value[learner.first : learner.first + learner.n_own]
-    return value
+    if not isinstance(learner, LatentShard):
+        return state
+    own = slice(learner.first, learner.first + learner.n_own)
+    return with_leaves(
+        state, lambda path, one: one[own] if isinstance(one, Tensor) and learner.per_latent(path) else one
+    )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, dict) and _NAMED in value
 
 
 def _sharded(own: Tensor, n_latents: int) -> Any:
@@ -183,24 +188,24 @@ def _make(unfinished: Path) -> None:
 
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    from torch.distributed.checkpoint import state_dict_saver
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
 
     try:
-        save(dict(tensors), storage_writer=FileSystemWriter(folder))
+        state_dict_saver.save(dict(tensors), storage_writer=FileSystemWriter(folder))
     except CheckpointException as error:
         causes = [wrapped[0] for wrapped in error.failures.values()]
         raise next((one for one in causes if isinstance(one, OSError)), None) or RuntimeError(str(causes)) from error
 
 
 def _read_tensors(folder: Path, targets: dict[str, Tensor], *, alone: bool) -> None:
+    from torch.distributed.checkpoint import state_dict_loader
     from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is .*single process", category=UserWarning)
-        load(dict(targets), storage_reader=FileSystemReader(folder), no_dist=alone)
+        state_dict_loader.load(dict(targets), storage_reader=FileSystemReader(folder), no_dist=alone)
 
 
 def _sizes(folder: Path) -> dict[str, Any]:

@@ -8,18 +8,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from strata.distributed.nested import with_leaves
 from strata.distributed.ranks import Ranks
 from strata.errors import UserError
 from strata.kernels import select
 from strata.kernels.entries import SparseEntries
-from strata.kernels.gradient import RowGradient
 from strata.sae import revival
 from strata.sae.folding import GroupSpaces, Spaces
 from strata.sae.group import GroupSAE
-from strata.sae.learner import REVIVAL_LATENTS, REVIVAL_ROWS, Learner
+from strata.sae.learner import REVIVAL_LATENTS, Learner
 from strata.sae.model import SAE, Transcoder
 from strata.sae.optim import UnitRowAdam
-from strata.sae.rules.base import Batch, Outcome, joined, sum_of_squares, weight_gradient
+from strata.sae.rules.base import Batch, Outcome, joined
+from strata.sae.tally import Tally
 
 _PER_LATENT = ("W_enc", "W_dec", "b_enc")
 
@@ -58,13 +59,13 @@ class LatentShard(Learner):
         for name, tensor in self.params.items():
             if name not in _PER_LATENT:
                 ranks.from_first_(tensor)
-        self.optimizer = UnitRowAdam(self.params)
+        self.optimizer = UnitRowAdam(self.params, rates=self.rule.rates)
         self.spaces = _moved(self.spaces, device)
         self.last_fired_step = torch.zeros(self.n_own, dtype=torch.int32, device=device)
         self.dead_latents = self.dead_latents.to(device)  # numbers within the share
-        self._n_dead = [0] * ranks.size
+        self._n_dead: list[int] = [0] * ranks.size
         self._now = self._now.to(device)
-        self._sums, self._layer_rows = self._sums.to(device), self._layer_rows.to(device)
+        self._tally, self._layer_rows = Tally(device), self._layer_rows.to(device)
 
     def _check(self) -> None:
         config, size = self.config, self.ranks.size
@@ -93,24 +94,8 @@ class LatentShard(Learner):
         values = pre[rows, places].relu() * entries.per_row(batch.keep)
         decoded = self.ranks.ordered_sum(entries.decode(values, p["W_dec"]))
         residual = (batch.target - decoded) * batch.keep.unsqueeze(1)
-        slope = -2 * batch.share
-        d_pre = entries.dot(residual, p["W_dec"]) * slope * (values > 0)
-        d_scores = entries.sum_by_latent(d_pre)
-        return Outcome(
-            entries=entries,
-            values=values,
-            residual=residual,
-            loss=sum_of_squares(residual) * batch.share,
-            penalty=torch.zeros_like(batch.n_kept),
-            d_rows=residual,
-            slope=slope,
-            d_scores=d_scores,
-            gradients={
-                "W_enc": weight_gradient(entries, d_pre, batch.inputs),
-                "b_enc": d_scores,
-                "W_dec": weight_gradient(entries, values * slope, residual),
-            },
-        )
+        left = residual, entries.dot(residual, p["W_dec"])
+        return self.rule.outcome(pre[rows, places], values, left, entries, batch=batch, params=p)
 
     def _candidates(self, batch: Batch) -> tuple[Float[Tensor, "rows own_k"], Int[Tensor, "rows own_k"]]:
         """The largest own pre-activations of each row, descending, and their latents, of equal ones the lower first."""
@@ -139,31 +124,23 @@ class LatentShard(Learner):
         of it, and each takes the gradients of its own.
         """
         method = revival.METHODS.get(self._method)
-        if method is None:
-            return torch.zeros_like(outcome.loss)
-        if sum(self._n_dead) == 0:
+        if method is None or sum(self._n_dead) == 0:
             return torch.zeros_like(outcome.loss)
         p, own = self.params, self.dead_latents
         d_in, d_out = p["W_enc"].shape[1], p["W_dec"].shape[1]
         weights = torch.cat([p["W_enc"][own], p["W_dec"][own], p["b_enc"][own].unsqueeze(1)], 1)
         everyone = torch.cat(self.ranks.gathered(weights))
-        W_enc, W_dec, bias = everyone.split([d_in, d_out, 1], 1)
+        W_enc, W_dec, bias = torch.split(everyone, [d_in, d_out, 1], 1)
         first = sum(self._n_dead[: self.ranks.rank])
         dead = revival.DeadLatents(
             torch.arange(len(everyone), device=own.device), W_enc.contiguous(), W_dec.contiguous(), bias.squeeze(1)
         )
-        sample = slice(0, REVIVAL_ROWS)
-        inputs, residual = batch.inputs[sample], outcome.residual[sample]
-        extra = method(inputs, residual, dead, loss=outcome.loss, coefficient=self.config.revival_coefficient)
+        left = revival.Unexplained.of(batch, outcome)
+        extra = method(left, dead, coefficient=self.config.revival_coefficient)
         if self._method == "lift":
             silent = (self._silent_steps()[own] > self.window_steps).float()
             revival.lift_(p["b_enc"], own, silent, rate=self.optimizer.rate_of("b_enc", self._rate()))
-        mine = slice(first, first + len(own))
-        for name, amounts in (("W_enc", extra.W_enc), ("W_dec", extra.W_dec)):
-            gradient = outcome.gradients[name]
-            assert isinstance(gradient, RowGradient)
-            gradient.add_rows(own, amounts[mine])
-        outcome.gradients["b_enc"].index_add_(0, own, extra.b_enc[mine])  # pyright: ignore[reportAttributeAccessIssue]
+        extra.part(first, first + len(own)).add_to(outcome.gradients, own, bias="b_enc")
         return extra.value
 
     def _rate(self) -> float:
@@ -193,7 +170,8 @@ class LatentShard(Learner):
 
     def statistics(self) -> dict[str, float]:
         """See `Learner.statistics`; by all ranks together."""
-        self._sums[2:3] = self.ranks.ordered_sum(self._sums[2:3])  # active latents
+        sums = self._tally.sums
+        sums[2:3] = self.ranks.ordered_sum(sums[2:3])  # active latents
         return super().statistics()
 
     @torch.no_grad()
@@ -212,7 +190,7 @@ class LatentShard(Learner):
     def _whole(self, own: Float[Tensor, "own ..."]) -> Float[Tensor, "d_sae ..."]:
         """All ranks' latents on the CPU: one rank's after the other's, so that no device holds more than one share."""
         share = -(-self.d_sae // self.ranks.size)
-        parts = []
+        parts: list[Tensor] = []
         for rank in range(self.ranks.size):
             n_latents = min(share, self.d_sae - rank * share)
             part = own.contiguous() if rank == self.ranks.rank else own.new_empty(n_latents, *own.shape[1:])
@@ -243,9 +221,4 @@ class LatentShard(Learner):
 
 
 def _moved(spaces: Spaces | GroupSpaces, device: torch.device) -> Spaces | GroupSpaces:
-    def moved(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: moved(one) for name, one in value.items()}
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return spaces.loaded(moved(spaces.state()))
+    return spaces.loaded(with_leaves(spaces.state(), lambda _, one: one.to(device) if isinstance(one, Tensor) else one))

@@ -155,7 +155,7 @@ class _Reader:
     def gradient(self, given: dict[str, Any]) -> Gradient:
         if "matrix" in given:
             return self.tensor(given["matrix"])
-        parts = []
+        parts: list[Part] = []
         for one in given["parts"]:
             entries = self.entries(one["entries"])
             assert isinstance(entries, SparseEntries), "a part is of a list"

@@ -4,7 +4,7 @@ Whatever is added up over ranks is added in their order, so that a training give
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -94,7 +94,7 @@ class Ranks:
         incoming = outgoing.new_empty(sum(sizes))
         with _talking():
             dist.all_to_all_single(incoming, outgoing, sizes, [len(letter) for letter in letters])
-        return list(incoming.split(sizes))
+        return list(torch.split(incoming, sizes))
 
     def gathered_objects(self, value: Any) -> list[Any]:
         """The values of all ranks in their order, on every rank: small plain ones."""
@@ -141,7 +141,7 @@ ALONE = Ranks()
 @contextmanager
 def joined_ranks(
     *, init_method: str | None = None, rank: int | None = None, size: int | None = None
-) -> Iterator[Ranks]:
+) -> Generator[Ranks, None, None]:
     """The ranks that torchrun started, as long as it is entered; `ALONE` without torchrun.
 
     An error or interruption that all ranks meet is raised by rank 0 only; the others leave quietly with its exit code.
@@ -200,7 +200,7 @@ def _all_stopped() -> bool:
 
 
 @contextmanager
-def _talking() -> Iterator[None]:
+def _talking() -> Generator[None, None, None]:
     """What `torch.distributed` says when another process is gone, as a sentence.
 
     Raises:

@@ -7,6 +7,7 @@ rank for itself, so that the batches are those of one process.
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -134,13 +135,9 @@ class ExchangedRows:
 
     def batches(self, start_step: int = 0) -> Generator[SiteRows, None, None]:
         """What this rank needs of each batch: the ranks' rows, in the ranks' order."""
-        own = self._own.batches(start_step)
-        try:
+        with closing(self._own.batches(start_step)) as own:
             for piece in own:
                 yield self._exchanged(piece)
-        finally:
-            if isinstance(own, Generator):
-                own.close()
 
     def _exchanged(self, piece: SiteRows) -> SiteRows:
         """One all-to-all of bytes: R − 1 of R rows travel, to each rank that trains on them."""
@@ -196,7 +193,8 @@ def shared_rows(
 
 def _counted(tokens: TokenStream, ranks: Ranks) -> tuple[ShareOfTokens, int]:
     """A rank's share with its token ids (4 bytes each), and the rows of all shares."""
-    kept, n_rows, number = [], 0, -1
+    kept: list[TokenBatch] = []
+    n_rows, number = 0, -1
     for number, batch in enumerate(tokens):
         n_rows += int(batch.is_row.sum())
         if number % ranks.size == ranks.rank:

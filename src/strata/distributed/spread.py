@@ -14,6 +14,7 @@ from strata.distributed.latents import LatentShard
 from strata.distributed.ranks import ALONE, Ranks
 from strata.distributed.replicated import ReplicatedLearner
 from strata.errors import UserError
+from strata.machine.hardware import device_bytes
 from strata.sae.learner import Learner
 
 _DEVICE_SHARE = 0.5  # of a device's memory that one SAE's training may take before its latents are shared out
@@ -32,7 +33,7 @@ class Spread:
 
     ranks: Ranks = ALONE
     kind: Parallel = "saes"
-    owners: Mapping[str, int] = field(default_factory=dict)
+    owners: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def trains(self, key: str, *, rank: int | None = None) -> bool:
         """Whether a rank (None: this one) has a learner of it."""
@@ -111,7 +112,8 @@ def dealt(shapes: Mapping[str, SAEShape], *, n_ranks: int, batch_size: int) -> d
         batch_size: rows of a step.
     """
     work = {key: step_work(shape, batch_size=batch_size).flops for key, shape in shapes.items()}
-    loads, owners = [0.0] * n_ranks, {}
+    loads = [0.0] * n_ranks
+    owners: dict[str, int] = {}
     for key in sorted(work, key=lambda key: -work[key]):
         rank = loads.index(min(loads))
         owners[key] = rank
@@ -130,4 +132,4 @@ def _is_too_large(shape: SAEShape, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     n_weights = shape.d_sae * (shape.d_in + (shape.d_out or shape.d_in))
-    return n_weights * _TRAINING_BYTES > _DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return n_weights * _TRAINING_BYTES > _DEVICE_SHARE * device_bytes(device)

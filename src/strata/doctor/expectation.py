@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from strata.config.train import SAEConfig, TrainConfig
 from strata.errors import UserError
@@ -40,20 +40,19 @@ def _made_here(hardware: Any) -> bool:
     from strata.lm.loading import chosen_device
     from strata.machine.hardware import cpu_name, device_name
 
-    told = hardware if isinstance(hardware, Mapping) else {}
+    told = mapping(hardware)
     here = (cpu_name(), device_name(chosen_device("auto")), torch.get_num_threads())
     return (told.get("cpu"), told.get("device"), told.get("n_threads")) == here
 
 
 def _described(config: Any) -> TrainConfig | None:
     """The description, if this version still understands it; settings of a sweep or of groups apart."""
-    if not isinstance(config, Mapping) or not isinstance(config.get("sae"), Mapping):
-        return None
-    sae = described_sae(config["sae"])
+    told = mapping(config)
+    sae = described_sae(mapping(told.get("sae")))
     if sae is None:
         return None
     try:
-        own = {name: value for name, value in _known(TrainConfig, config).items() if name not in ("sae", "resume")}
+        own = {name: value for name, value in _known(TrainConfig, told).items() if name not in ("sae", "resume")}
         if own.get("activations", "stream") not in ("stream", "collected"):
             own["activations"] = Path(own["activations"])
         return TrainConfig(**own, sae=sae)
@@ -71,4 +70,10 @@ def described_sae(settings: Mapping[str, Any]) -> SAEConfig | None:
 
 def _known(description: type, given: Mapping[str, Any]) -> dict[str, Any]:
     names = {one.name for one in fields(description)}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in names}
+    return {name: tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+            for name, value in given.items() if name in names}  # fmt: skip
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is an object of JSON, else an empty one."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from strata.doctor.expectation import described_sae
+from strata.doctor.expectation import described_sae, mapping
 from strata.sae.optim import Schedule
 
 Source = Literal["stream", "memory", "store"]
@@ -105,18 +105,18 @@ def facts_of(record: Mapping[str, Any], *, folder: Path | None = None) -> Facts:
         record: run.json, or as much of it as there is.
         folder: of the run, where old records leave the widths to the SAEs' own files.
     """
-    config = _mapping(record.get("config"))
-    settings = _mapping(config.get("sae"))
+    config = mapping(record.get("config"))
+    settings = mapping(config.get("sae"))
     batch_size = _whole(record.get("batch_size"), settings.get("batch_size"))
     context = _whole(record.get("context_tokens"), config.get("context_tokens"))
     n_steps = _whole(record.get("n_steps"))
-    keys = list(_mapping(record.get("saes")) or _mapping(record.get("dead")))
+    keys = list(mapping(record.get("saes")) or mapping(record.get("dead")))
     told = {key: _told(record, key, config=config, n_steps=n_steps, folder=folder) for key in keys}
     source = _source(record, config)
     streams = source == "stream"
     buffer_tokens, sequences = _whole(config.get("buffer_tokens")), _whole(settings.get("text_batch_size"))
     forward = _whole(record.get("forward_rows"), sequences * context if streams and sequences and context else None)
-    device = _mapping(record.get("hardware")).get("device")
+    device = mapping(record.get("hardware")).get("device")
     return Facts(
         saes={key: _sae_facts(one) for key, one in told.items()},
         status=record.get("status"),
@@ -128,8 +128,8 @@ def facts_of(record: Mapping[str, Any], *, folder: Path | None = None) -> Facts:
         forward_rows=forward,
         n_epochs=_whole(record.get("n_epochs"), settings.get("num_epochs")) or 1,
         on_cpu=None if device is None else device == "cpu",
-        predicted=_mapping(record.get("predicted")),
-        seconds={key: float(value) for key, value in _mapping(record.get("seconds")).items() if value is not None},
+        predicted=mapping(record.get("predicted")),
+        seconds={key: float(value) for key, value in mapping(record.get("seconds")).items() if value is not None},
     )
 
 
@@ -148,7 +148,7 @@ def _told(
     record: Mapping[str, Any], key: str, *, config: Mapping[str, Any], n_steps: int | None, folder: Path | None
 ) -> dict[str, Any]:
     """All that is known of an SAE: its description, what follows from that, its files, its entry in the record."""
-    settings = {**_mapping(config.get("sae")), **_swept(key)}
+    settings = {**mapping(config.get("sae")), **_swept(key)}
     found = dict(settings)
     if folder is not None:
         found |= _of_files(folder / "sae" / key)
@@ -157,11 +157,11 @@ def _told(
         schedule = Schedule(described, d_sae=found.get("d_sae") or 1, n_steps=n_steps)
         found |= {"window_steps": described.window_steps(n_steps), "revival": described.revival_method()}
         found |= {"warmup_steps": schedule.warmup_steps, "decay_steps": schedule.decay_steps}
-    window_rows = _mapping(_mapping(record.get("dead")).get(key)).get("dead_window_rows")
+    window_rows = mapping(mapping(record.get("dead")).get(key)).get("dead_window_rows")
     if window_rows and settings.get("batch_size"):
         found["window_steps"] = round(window_rows / settings["batch_size"])
     found["transcodes"] = config.get("target_site", "same") != "same"
-    return found | dict(_mapping(_mapping(record.get("saes")).get(key)))
+    return found | dict(mapping(mapping(record.get("saes")).get(key)))
 
 
 def _sae_facts(told: Mapping[str, Any]) -> SAEFacts:
@@ -199,10 +199,6 @@ def _swept(key: str) -> dict[str, Any]:
         except ValueError:
             found[name] = {"True": True, "False": False}.get(value, value)
     return found
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _whole(*values: Any) -> int | None:

@@ -31,7 +31,7 @@ class Finding:
     what: str
     evidence: str
     todo: str
-    numbers: Mapping[str, int | float] = field(default_factory=dict)
+    numbers: Mapping[str, int | float] = field(default_factory=dict[str, int | float])
     sites: tuple[str, ...] = ()
     weight: int | float = 0.0
 
@@ -62,7 +62,7 @@ def merged(findings: Iterable[Finding]) -> list[Finding]:
     together: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         together.setdefault((finding.name, finding.severity), []).append(finding)
-    found = []
+    found: list[Finding] = []
     for same in together.values():
         ordered = sorted(same, key=lambda one: -one.weight)
         sites = tuple(dict.fromkeys(site for one in ordered for site in one.sites))

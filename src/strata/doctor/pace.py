@@ -71,7 +71,7 @@ def pace_so_far(run: Record) -> Pace | None:
 
 def seconds_so_far(run: Record) -> dict[str, float]:
     """What the last line tells of seconds, rows_seconds and sae_seconds; of an old run what its run.json does."""
-    line = run.lines[-1] if run.lines else {}
+    line: Mapping[str, Any] = run.lines[-1] if run.lines else {}
     found = {part: float(line[part]) for part in _PARTS if is_number(line.get(part))}
     whole = run.facts.seconds
     if len(found) < len(_PARTS) and {"total", "rows", "sae"} <= set(whole):

@@ -8,7 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from strata.doctor.expectation import expected_speed
+from strata.atomic import read_object
+from strata.doctor.expectation import expected_speed, mapping
 from strata.doctor.facts import Facts, SAEFacts, facts_of
 from strata.doctor.words import number
 from strata.errors import UserError
@@ -77,10 +78,6 @@ class Record:
             self._points[key, name] = _finite(found)
         return self._points[key, name]
 
-    def values(self, key: str, name: str) -> list[float]:
-        """The same without the steps."""
-        return [value for _, value in self.points(key, name)]
-
     def last(self, key: str, name: str) -> float | None:
         """The newest of them."""
         points = self.points(key, name)
@@ -131,10 +128,11 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 def is_line(line: Any) -> bool:
     """Whether an object is a line of metrics.jsonl."""
-    if not isinstance(line, Mapping) or not is_number(line.get("step")) or not isinstance(line.get("sites"), Mapping):
+    told = mapping(line)
+    sites, held_out = told.get("sites"), told.get("held_out")
+    if not is_number(told.get("step")) or not isinstance(sites, Mapping) or not isinstance(held_out, Mapping | None):
         return False
-    held_out = line.get("held_out")
-    parts = [*line["sites"].values(), *(held_out or {}).values()] if isinstance(held_out, Mapping | None) else [None]
+    parts = [*mapping(told["sites"]).values(), *mapping(told.get("held_out")).values()]
     return all(isinstance(part, Mapping) for part in parts)
 
 
@@ -151,11 +149,9 @@ def read_run(folder: Path) -> Record:
             f" until its first step. Give e.g. runs/demo-stdlib, or wait a moment."
         )
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = None
-    if not isinstance(record, dict):
-        raise UserError(f"`run` must have a whole run.json. {path} is damaged. Train the run again.")
+        record = read_object(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"`run` must have a whole run.json. {path} is damaged. Train the run again.") from error
     metrics = folder / "metrics.jsonl"
     lines, n_damaged = _read_lines(metrics)
     written = metrics if metrics.exists() else path
@@ -170,16 +166,17 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     if not path.exists():
         return [], 0
     texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    found, n_damaged = [], 0
+    found: list[dict[str, Any]] = []
+    n_damaged = 0
     for place, text in enumerate(texts, start=1):
         if not text.strip():
             continue
         try:
-            line = json.loads(text)
+            line: Any = json.loads(text)
         except ValueError:
             line = None
         if is_line(line):
-            found.append(line)
+            found.append(dict(mapping(line)))
         else:
             n_damaged += place < len(texts)  # without a line break behind it, it is the torn last one
     return found, n_damaged

@@ -1,6 +1,6 @@
 """What a circuit is about: by how much a prompt's answer beats the wrong one, with sites of the model edited."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from strata.errors import UserError
 from strata.evaluate.language_loss import predicts_next_token
@@ -73,7 +74,7 @@ def answer_margins(lm: LanguageModel, prompts: Prompts, edits: Mapping[str, Edit
 
 
 @contextmanager
-def _edited(lm: LanguageModel, edits: Mapping[str, Edit], *, batch: int, seq: int) -> Iterator[None]:
+def _edited(lm: LanguageModel, edits: Mapping[str, Edit], *, batch: int, seq: int) -> Generator[None]:
     def hook(site: str, edit: Edit) -> Callable[..., Any]:
         def replace(module: Any, args: Any, output: Any) -> Any:
             own = first_tensor(output)
@@ -82,7 +83,7 @@ def _edited(lm: LanguageModel, edits: Mapping[str, Edit], *, batch: int, seq: in
 
         return replace
 
-    handles = []
+    handles: list[RemovableHandle] = []
     try:
         for site, edit in edits.items():
             module = lm.model.get_submodule(lm.site(site).path)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from strata.errors import UserError
+from strata.errors import UserError, did_you_mean
 from strata.evaluate.answer_margin import (
     Edit,
     Prompts,
@@ -119,7 +119,7 @@ def attribute(
     check_circuit_input(lm, saes, pairs, batch_size=batch_size)
     check_positive("n_steps", n_steps)
     if method not in METHODS:
-        raise UserError(f"`method` must be one of {', '.join(map(repr, METHODS))}. Got {method!r}.")
+        raise UserError(f"`method` must be a way to attribute. Got {method!r}.{did_you_mean(method, METHODS)}")
     n_positions = pairs.clean_ids.shape[1]
     _check_memory(saes, n_positions)
     with torch.inference_mode(False), torch.no_grad():
@@ -186,12 +186,11 @@ class _Sums:
 
     def __init__(self, sae: SAE, n_positions: int) -> None:
         self.sae = sae
-        options = {"dtype": sae.dtype, "device": sae.device}
-        self.effects = torch.zeros(sae.d_sae, **options)
+        self.effects = sae.W_dec.new_zeros(sae.d_sae)
         self.error_effect = 0.0
-        self.latents = torch.zeros(n_positions, sae.d_sae, **options)
-        self.errors = torch.zeros(n_positions, sae.d_in, **options)
-        self.n_rows = torch.zeros(n_positions, 1, **options)
+        self.latents = sae.W_dec.new_zeros(n_positions, sae.d_sae)
+        self.errors = sae.W_dec.new_zeros(n_positions, sae.d_in)
+        self.n_rows = sae.W_dec.new_zeros(n_positions, 1)
 
     def add(self, gradient: Grid, x: Grid, *, is_row: Bool[Tensor, "batch seq"], sign: int) -> None:
         """Add ± f·∂m/∂f and ± ⟨∂m/∂x, ε⟩ of one side of some pairs, and that side to the means."""
@@ -204,7 +203,7 @@ class _Sums:
         entries = SparseEntries.of_topk(code.indices.flatten(0, 1), sae.d_sae)
         slopes = entries.dot(gradient.flatten(0, 1).contiguous(), sae.W_dec)
         self.effects += sign * entries.sum_by_latent(values * slopes)
-        self.error_effect += sign * (gradient * error).sum().item()
+        self.error_effect += sign * float((gradient * error).sum())
         places = entries.rows % n_positions * sae.d_sae + entries.latents
         self.latents.view(-1).index_add_(0, places, values)
         self.errors += (error * rows).sum(0)

@@ -1,15 +1,16 @@
 """What an SAE is measured against: principal components."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from strata.activations.harvest import forward_dtype, harvest, token_stream
+from strata.activations.harvest import forward_dtype, harvest
 from strata.activations.source import SiteRows
 from strata.lm.model import LanguageModel
+from strata.lm.tokens import TokenStream
 from strata.sae.gates import ReLU
 from strata.sae.model import SAE
 from strata.sae.normalization import Normalization
@@ -46,8 +47,8 @@ class Covariance:
         """The mean [d_in] and the directions [d_in d_in], one per row, largest variance first, float64."""
         mean = self._sum / self._n_rows
         centred = self._products / self._n_rows - torch.outer(mean, mean)
-        directions = torch.linalg.eigh(centred).eigenvectors.t().flip(0)
-        return mean + self._sinks.mean.double().cpu(), directions
+        vectors = cast("Tensor", torch.linalg.eigh(centred)[1])  # in columns, the smallest variance first
+        return mean + self._sinks.mean.double().cpu(), vectors.t().flip(0)
 
 
 def pca_sae(
@@ -77,12 +78,10 @@ def pca_sae(
 
 def fit_pca(
     lm: LanguageModel,
-    data: Any,
+    tokens: TokenStream,
     *,
     sites: Sequence[str],
     ks: Sequence[int],
-    context_tokens: int,
-    text_batch_size: int,
     n_rows: int = FIT_ROWS,
     lm_dtype: str = "auto",
 ) -> dict[int, dict[str, SAE]]:
@@ -95,11 +94,9 @@ def fit_pca(
 
     Args:
         lm: the language model.
-        data: the text, as `token_stream` takes it.
+        tokens: training documents, read once for every pass.
         sites: where.
         ks: numbers of components; more than d_in are d_in.
-        context_tokens: length of the packed sequences.
-        text_batch_size: sequences per forward.
         n_rows: how many rows of the training documents are read, if there are as many.
         lm_dtype: precision of the forward.
 
@@ -111,7 +108,6 @@ def fit_pca(
     """
     fitted: dict[int, dict[str, SAE]] = {k: {} for k in ks}
     for group in _site_groups(lm, sites):
-        tokens = token_stream(lm, data, context_tokens=context_tokens, text_batch_size=text_batch_size, split="train")
         dtype = forward_dtype(lm, lm_dtype)
         found = _covariances((harvest(lm, batch, group, autocast_dtype=dtype) for batch in tokens), n_rows=n_rows)
         for site in group:

@@ -31,7 +31,7 @@ def circuit_curves(
         Dicts with ``task``, ``suite``, ``method`` and the keys of `circuit_scores`.
     """
     discovery, judging = pairs.split(len(pairs) // 2)
-    found = []
+    found: list[dict[str, Any]] = []
     for name, saes in suites.items():
         say(f"task {pairs.name}: circuits in {name}", shown=progress)
         sizes = [size for size in _SIZES if size < max(sae.d_sae for sae in saes.values())]

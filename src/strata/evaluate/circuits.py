@@ -80,26 +80,22 @@ def circuit_scores(
         return sum(sums) / len(pairs)
 
     m_model, m_empty = mean_m(None), mean_m(_circuit(attribution, 0))
-    ablated = {size: _circuit(attribution, size) for size in dict.fromkeys(sizes)}
-    found = {size: (mean_m(kept), mean_m({site: ~own for site, own in kept.items()})) for size, kept in ablated.items()}
     span = m_model - m_empty
     counts = abs(span) > _SMALLEST_SPAN * max(1.0, abs(m_model), abs(m_empty))
-    circuits = [
-        {
-            "size": size,
-            "m_circuit": found[size][0],
-            "m_without": found[size][1],
-            "faithfulness": (found[size][0] - m_empty) / span if counts else None,
-            "completeness": (found[size][1] - m_empty) / span if counts else None,
-        }
-        for size in sizes
-    ]
+
+    def scores(size: int) -> dict[str, Any]:
+        kept = _circuit(attribution, size)
+        found = {"m_circuit": mean_m(kept), "m_without": mean_m({site: ~own for site, own in kept.items()})}
+        share = {key: (m - m_empty) / span if counts else None for key, m in found.items()}
+        return {"size": size, **found, "faithfulness": share["m_circuit"], "completeness": share["m_without"]}
+
+    of_size = {size: scores(size) for size in dict.fromkeys(sizes)}
     return {
         "m_model": m_model,
         "m_empty": m_empty,
         "n_pairs": len(pairs),
         "with_error": with_error,
-        "circuits": circuits,
+        "circuits": [of_size[size] for size in sizes],
     }
 
 
@@ -157,5 +153,6 @@ def _check(saes: Mapping[str, SAE], pairs: TaskPairs, attribution: Attribution, 
     widest = max(sae.d_sae for sae in saes.values())
     if not sizes or not all(0 <= size <= widest for size in sizes):
         raise UserError(
-            f"`sizes` must be counts of features per site, each in [0, {widest}], at least one. Got {list(sizes)}."
+            f"`sizes` must be counts of features per site, each in [0, {widest}], at least one. Got {list(sizes)}. Give"
+            " e.g. (1, 4, 16)."
         )

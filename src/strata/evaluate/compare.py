@@ -1,24 +1,23 @@
 """Runs side by side: their suites, baselines, shared features, tasks, on the same held-out text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from strata.activations.harvest import token_stream
 from strata.config.evaluate import EvaluateConfig
 from strata.errors import UserError
 from strata.evaluate.baselines import fit_pca
-from strata.evaluate.circuit_curves import circuit_curves
-from strata.evaluate.lm_eval_suites import check_lm_eval, clean_lm_eval, lm_eval_suites
+from strata.evaluate.evaluations import EVALUATIONS, Asked
+from strata.evaluate.lm_eval_suites import check_lm_eval, clean_lm_eval
 from strata.evaluate.opened import Opened, by_model, check_task_names, common_text, opened
-from strata.evaluate.overlap import overlaps
 from strata.evaluate.parts import Parts, stamps
-from strata.evaluate.runs import Run, Suite, open_run, open_suites
+from strata.evaluate.run_suites import Suite, open_suites
+from strata.evaluate.runs import Run, open_run
 from strata.evaluate.suite_costs import cost_of
 from strata.evaluate.suites import SAEsBySuite, evaluate_suites
-from strata.evaluate.tasks.base import TaskPairs
-from strata.evaluate.tasks.scores import task_scores
 from strata.lm.model import LanguageModel
 from strata.log import say
 from strata.sae.model import SAE
@@ -77,14 +76,14 @@ def compare_runs(config: EvaluateConfig, *, keep: Path | None = None, progress: 
         "text": {"data": data, "context_tokens": runs[0].config["context_tokens"], "models": counts},
         "mean_sites": common,
         "suites": described,
-        **{key: [item for one in found for item in one[key]] for key in ("overlap", "tasks", "circuits", "lm_eval")},
+        **{key: [item for one in found for item in one[key]] for key in EVALUATIONS},
     }
 
 
 def _of_model(
     suites: list[Suite], data: str, config: EvaluateConfig, *, alone: bool, parts: Parts, progress: bool
 ) -> dict[str, Any]:
-    """What is found with one language model: ``models``, ``suites``, ``overlap``, ``tasks``, ``circuits``, ``lm_eval``.
+    """What is found with one language model: ``models``, ``suites``, and by name what each of `EVALUATIONS` finds.
 
     Args:
         suites: of the model.
@@ -94,27 +93,23 @@ def _of_model(
         parts: what was found before, and where this goes.
         progress: say on stderr what happens.
     """
-    of_runs = {suite.name: suite.saes for suite in suites}
     with opened(suites, data, config, progress=progress) as one:
         parts = parts.within(one.lm.name, one.text_sha256())
-        with_harness = bool(config.lm_eval) and not one.random
-        if with_harness:
+        asked = Asked(opened=one, baselines={}, config=config, parts=parts, progress=progress)
+        if asked.with_harness:
             clean_lm_eval(one.lm, config, parts=parts, progress=progress)
         pca = _pca_suites(one, config, alone=alone, progress=progress) if config.pca else {}
-        _check_names(of_runs, pca)
-        saes = {**of_runs, **pca}
+        _check_names(asked.trained, pca)
+        asked = replace(asked, baselines=pca)
         return {
             "models": {one.lm.name: {"n_rows": one.n_rows, "n_tokens": one.n_tokens}},
-            "suites": _described(one, pca, _measured(one, saes, config, parts=parts, progress=progress)),
-            "overlap": overlaps(suites, progress=progress),
-            "tasks": [_task(one.lm, pairs, saes, parts=parts, progress=progress) for pairs in one.tasks],
-            "circuits": _circuits(one, of_runs, config, parts=parts, progress=progress),
-            "lm_eval": [lm_eval_suites(one.lm, saes, config, parts=parts, progress=progress)] if with_harness else [],
+            "suites": _described(one, pca, _measured(asked)),
+            **{key: evaluate(asked) for key, evaluate in EVALUATIONS.items()},
         }
 
 
-def _check_names(of_runs: SAEsBySuite, pca: SAEsBySuite) -> None:
-    twice = next((name for name in of_runs if name in pca), None)
+def _check_names(trained: SAEsBySuite, pca: SAEsBySuite) -> None:
+    twice = next((name for name in trained if name in pca), None)
     if twice is not None:
         raise UserError(
             f"`runs` must not be called like a baseline. Got {twice!r}. Give the run's folder another name, or leave"
@@ -138,7 +133,7 @@ def _pca_suites(one: Opened, config: EvaluateConfig, *, alone: bool, progress: b
     """
     text_of = {suite.run.text_key: suite.run.data for suite in reversed(one.suites)}
     texts = dict.fromkeys(text_of[suite.run.text_key] for suite in one.suites)
-    found = {}
+    found: dict[str, dict[str, SAE]] = {}
     for text in texts:
         own = [suite for suite in one.suites if text_of[suite.run.text_key] == text]
         beside = ("" if alone else f" of {one.lm.name}") + (f", fitted on {text}" if len(texts) > 1 else "")
@@ -152,33 +147,33 @@ def _fitted(
 ) -> dict[int, dict[str, SAE]]:
     sites = list(dict.fromkeys(site for suite in suites for site in suite.saes))
     widest = max(lm.d_in(site) for site in sites)
+    run = suites[0].run
     say(f"fitting principal components at {len(sites)} site(s) on {text}", shown=progress)
     try:
-        return fit_pca(
+        tokens = token_stream(
             lm,
             text,
-            sites=sites,
-            ks=sorted({min(suite.k, widest) for suite in suites}),
-            context_tokens=suites[0].run.config["context_tokens"],
-            text_batch_size=suites[0].run.text_batch_size,
-            lm_dtype=config.lm_dtype,
+            context_tokens=run.config["context_tokens"],
+            text_batch_size=run.text_batch_size,
+            split="train",
         )
+        ks = sorted({min(suite.k, widest) for suite in suites})
+        return fit_pca(lm, tokens, sites=sites, ks=ks, lm_dtype=config.lm_dtype)
     except UserError as error:
         raise UserError(
             f"Principal components are fitted on the text of the runs: {error} Or leave them out with --no-pca."
         ) from error
 
 
-def _measured(
-    one: Opened, saes: SAEsBySuite, config: EvaluateConfig, *, parts: Parts, progress: bool
-) -> dict[str, dict[str, Any]]:
+def _measured(asked: Asked) -> dict[str, dict[str, Any]]:
     """`evaluate_suites`, without what a model that learned nothing cannot lose."""
+    one = asked.opened
 
     def measure() -> dict[str, dict[str, Any]]:
-        say(f"evaluating {len(saes)} suite(s) on {one.n_tokens} held-out tokens", shown=progress)
-        return evaluate_suites(one.lm, saes, one.batches, lm_dtype=config.lm_dtype)
+        say(f"evaluating {len(asked.suites)} suite(s) on {one.n_tokens} held-out tokens", shown=asked.progress)
+        return evaluate_suites(one.lm, asked.suites, one.batches, lm_dtype=asked.config.lm_dtype)
 
-    measured = parts.of("suites", make=measure)
+    measured = asked.parts.of("suites", make=measure)
     if one.random:
         for result in measured.values():
             for numbers in (*result["sites"].values(), result["all_sites"]):
@@ -222,35 +217,6 @@ def _about_pca(saes: Mapping[str, SAE]) -> dict[str, Any]:
         "d_sae": None,
         "cost": None,
     }
-
-
-def _task(lm: LanguageModel, pairs: TaskPairs, suites: SAEsBySuite, *, parts: Parts, progress: bool) -> dict[str, Any]:
-    """Scores of the model as it is, and with each suite in place of all its sites.
-
-    With the SAEs' errors added back the model computes what it computes without SAEs (`strata.lm.attach`): there is no
-    third number to tell.
-    """
-
-    def scores() -> dict[str, Any]:
-        say(f"task {pairs.name}: {len(pairs)} pairs", shown=progress)
-        of_suites = {name: task_scores(lm, pairs, saes) for name, saes in suites.items()}
-        return {"task": pairs.name, "model": lm.name, "clean": task_scores(lm, pairs), "suites": of_suites}
-
-    return parts.of("task", pairs.name, make=scores)
-
-
-def _circuits(
-    one: Opened, suites: SAEsBySuite, config: EvaluateConfig, *, parts: Parts, progress: bool
-) -> list[dict[str, Any]]:
-    if config.circuits == "none":
-        return []
-    method = config.circuits
-
-    def curves(pairs: TaskPairs) -> list[dict[str, Any]]:
-        return circuit_curves(one.lm, pairs, suites, method=method, progress=progress)
-
-    of_tasks = [parts.of("circuits", pairs.name, make=lambda pairs=pairs: curves(pairs)) for pairs in one.tasks]
-    return [curve for of_task in of_tasks for curve in of_task]
 
 
 def _means(sites: Mapping[str, Mapping[str, Any]], common: Sequence[str]) -> dict[str, float | None]:

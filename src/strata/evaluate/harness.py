@@ -3,8 +3,9 @@
 import copy
 import difflib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ def run_lm_eval(
     tasks: Sequence[str],
     *,
     limit: int | None = None,
-    num_fewshot: int | None = None,
     batch_size: int = 8,
     include_path: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -41,7 +41,6 @@ def run_lm_eval(
         saes: site → SAE; None or none for the model as it is.
         tasks: names of tasks, groups or tags (``"lambada_openai"``), or paths of a task's YAML file.
         limit: at most so many documents of each task; None for all.
-        num_fewshot: examples in the prompt; None for each task's own number.
         batch_size: sequences per forward pass. Results do not depend on it, but for rounding.
         include_path: a folder with tasks of your own. If it has all that are wanted, the harness' own list (more than
             ten thousand, which takes it some 15 s to read) is left out.
@@ -56,7 +55,7 @@ def run_lm_eval(
             causal; a number that is not at least 1; SAEs that do not fit, as in `attach`.
     """
     names = [tasks] if isinstance(tasks, str) else list(tasks)
-    _check(lm, names, limit=limit, num_fewshot=num_fewshot, batch_size=batch_size, include_path=include_path)
+    _check(lm, names, limit=limit, batch_size=batch_size, include_path=include_path)
     simple_evaluate, TaskManager, HFLM = _library()
     with replaced_tokens(lm, saes or {}):
         manager = _manager(TaskManager, names, include_path)
@@ -64,7 +63,6 @@ def run_lm_eval(
             results = simple_evaluate(
                 model=_wrapped(HFLM, lm, batch_size=batch_size),
                 tasks=names,
-                num_fewshot=num_fewshot,
                 limit=limit,
                 task_manager=manager,
                 log_samples=False,
@@ -78,7 +76,7 @@ def run_lm_eval(
 
 
 @contextmanager
-def replaced_tokens(lm: LanguageModel, saes: Mapping[str, Attachable]) -> Iterator[None]:
+def replaced_tokens(lm: LanguageModel, saes: Mapping[str, Attachable]) -> Generator[None]:
     """The model with SAEs at every token that is no special one, whatever passes follow: each has its own mask.
 
     Special tokens keep the model's own activations, as in training and evaluation, where they are never rows. Pads need
@@ -91,7 +89,7 @@ def replaced_tokens(lm: LanguageModel, saes: Mapping[str, Attachable]) -> Iterat
     special = torch.tensor(sorted(lm.special_token_ids), dtype=torch.long)
     with lm.attach(saes) as run:
 
-        def follow(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def follow(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             ids = kwargs.get("input_ids", args[0] if args else None)
             run.mask = ~torch.isin(ids, special.to(ids.device)) if isinstance(ids, Tensor) else None
 
@@ -112,7 +110,7 @@ def harness_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         In the order of the report. ``stderr`` is None where the harness has none (also in place of its ``"N/A"``),
         ``higher_is_better`` where it does not say, ``filter`` is ``"none"`` where a task has none of its own.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task, numbers in results["results"].items():
         better = results.get("higher_is_better", {}).get(task, {})
         for key, value in numbers.items():
@@ -138,7 +136,6 @@ def _check(
     names: list[str],
     *,
     limit: int | None,
-    num_fewshot: int | None,
     batch_size: int,
     include_path: str | Path | None,
 ) -> None:
@@ -147,24 +144,26 @@ def _check(
     if lm.tokenizer is None:
         raise UserError("`tokenizer` must be given for tasks of text. Got a model without one. Load it by its name.")
     if not lm.model.can_generate():
-        raise UserError(f"`model` must be a causal language model for lm-eval. Got {lm.model_class}.")
-    for name, number, least in (("limit", limit, 1), ("num_fewshot", num_fewshot, 0), ("batch_size", batch_size, 1)):
-        if number is not None and number < least:
-            raise UserError(f"`{name}` must be at least {least}. Got {number}.")
+        raise UserError(f"`model` must be a causal language model for lm-eval. Got {lm.model_class}. Take another.")
+    for name, number in (("limit", limit), ("batch_size", batch_size)):
+        if number is not None and number < 1:
+            raise UserError(f"`{name}` must be at least 1. Got {number}. Leave it out for the default.")
     if include_path is not None and not Path(include_path).is_dir():
-        raise UserError(f"`include_path` must be a folder with YAML files of tasks. {include_path} is none.")
+        raise UserError(
+            f"`include_path` must be a folder with YAML files of tasks. {include_path} is none. Give another, or"
+            " leave it out."
+        )
 
 
 def _library() -> tuple[Any, Any, Any]:
     """`simple_evaluate`, `TaskManager` and `HFLM` of lm-eval."""
     try:
-        from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
-        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
-        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+        names = ("lm_eval", "lm_eval.tasks", "lm_eval.models.huggingface")
+        harness, tasks, models = (import_module(name) for name in names)
     except ImportError as error:
         library = (error.name or "lm_eval").partition(".")[0]
         raise MissingExtraError(library, extra="lm-eval", purpose="Running tasks of lm-eval") from error
-    return simple_evaluate, TaskManager, HFLM
+    return harness.simple_evaluate, tasks.TaskManager, models.HFLM
 
 
 def _manager(TaskManager: Any, names: list[str], include_path: str | Path | None) -> Any:
@@ -183,7 +182,8 @@ def _manager(TaskManager: Any, names: list[str], include_path: str | Path | None
             return manager
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     if unknown := missing(manager):
-        near = ", ".join(repr(name) for name in difflib.get_close_matches(unknown[0], manager.all_tasks))
+        known: list[str] = list(manager.all_tasks)
+        near = ", ".join(repr(name) for name in difflib.get_close_matches(unknown[0], known))
         raise UserError(
             f"`tasks` must be names of lm-eval's tasks, groups or tags, or YAML files. Got {unknown[0]!r}."
             f" {f'Did you mean {near}?' if near else '`lm-eval ls tasks` lists them.'}"

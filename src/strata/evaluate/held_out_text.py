@@ -26,7 +26,8 @@ def held_out_batches(
         text_batch_size: sequences per batch.
     """
     tokens = token_stream(lm, data, context_tokens=context_tokens, text_batch_size=text_batch_size, split="held_out")
-    read, n_read = [], 0
+    read: list[TokenBatch] = []
+    n_read = 0
     for batch in tokens:
         read.append(batch)
         n_read += batch.input_ids.numel()
@@ -38,4 +39,5 @@ def held_out_batches(
     wanted = min(n_seqs, max(1, n_tokens // context_tokens))
     chosen = torch.linspace(0, n_seqs - 1, wanted).long()
     parts = [torch.cat([getattr(b, part) for b in read])[chosen] for part in ("input_ids", "attention_mask", "is_row")]
-    return [TokenBatch(*batch) for batch in zip(*(part.split(text_batch_size) for part in parts), strict=True)]
+    pieces = (torch.split(part, text_batch_size) for part in parts)
+    return [TokenBatch(*batch) for batch in zip(*pieces, strict=True)]

@@ -27,7 +27,10 @@ def check_lm_eval(config: EvaluateConfig) -> None:
         if importlib.util.find_spec(library) is None:
             raise MissingExtraError(library, extra="lm-eval", purpose="Running tasks of lm-eval")
     if config.lm_eval_path != "none" and not Path(config.lm_eval_path).is_dir():
-        raise UserError(f"`lm_eval_path` must be a folder with YAML files of tasks. {config.lm_eval_path} is none.")
+        raise UserError(
+            f"`lm_eval_path` must be a folder with YAML files of tasks. {config.lm_eval_path} is none. Give another, or"
+            " leave it out."
+        )
 
 
 def clean_lm_eval(lm: LanguageModel, config: EvaluateConfig, *, parts: Parts, progress: bool = True) -> dict[str, Any]:

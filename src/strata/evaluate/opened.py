@@ -1,7 +1,7 @@
 """A language model loaded for its evaluation: the suites that were trained on it, text and tasks to measure on."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,8 @@ from strata.errors import UserError, did_you_mean
 from strata.evaluate.held_out_text import held_out_batches
 from strata.evaluate.language_loss import predicts_next_token
 from strata.evaluate.run_model import check_weights, language_model_of
-from strata.evaluate.runs import Run, Suite
+from strata.evaluate.run_suites import Suite
+from strata.evaluate.runs import Run
 from strata.evaluate.tasks.base import TaskPairs
 from strata.evaluate.tasks.registry import TASKS, make_task, tasks_for
 from strata.lm.model import LanguageModel
@@ -97,7 +98,7 @@ def by_model(suites: Sequence[Suite]) -> list[list[Suite]]:
 
 
 @contextmanager
-def opened(suites: list[Suite], data: str, config: EvaluateConfig, *, progress: bool = True) -> Iterator[Opened]:
+def opened(suites: list[Suite], data: str, config: EvaluateConfig, *, progress: bool = True) -> Generator[Opened]:
     """The language model of some suites, which all have the same, loaded, and the SAEs on its device for as long.
 
     Args:

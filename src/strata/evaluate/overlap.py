@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from strata.errors import UserError
-from strata.evaluate.runs import Suite
+from strata.evaluate.run_suites import Suite
 from strata.log import say
 from strata.sae.model import SAE
 
@@ -33,7 +33,7 @@ def overlaps(suites: Sequence[Suite], *, progress: bool = True) -> list[dict[str
         For each pair ``a``, ``b``, ``differ`` ("seed" or "groups"), ``same_start`` (whether their seeds are equal),
         ``sites`` (site → `shared_share`), ``mean``.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for a, b in itertools.combinations(suites, 2):
         sites = [site for site in a.saes if site in b.saes]
         differ = _difference(a, b)
@@ -79,7 +79,9 @@ def shared_share(a: SAE, b: SAE, *, threshold: float = SAME_FEATURE_COSINE) -> f
         UserError: SAEs of activations of different width.
     """
     if a.d_in != b.d_in:
-        raise UserError(f"Features are compared at one site. Got SAEs with d_in={a.d_in} and d_in={b.d_in}.")
+        raise UserError(
+            f"Features are compared at one site. Got SAEs with d_in={a.d_in} and d_in={b.d_in}. Give two of one width."
+        )
     ours = normalize(a.W_dec.float(), dim=1)
     theirs = normalize(b.W_dec.to(a.device).float(), dim=1)
     cosines, partners = _nearest(ours, theirs)
@@ -91,5 +93,5 @@ def shared_share(a: SAE, b: SAE, *, threshold: float = SAME_FEATURE_COSINE) -> f
 def _nearest(ours: Float[Tensor, "latents d_in"], theirs: Float[Tensor, "others d_in"]) -> tuple[Cosines, Numbers]:
     """For each of ours the largest cosine and whose it is, a few rows of the product at a time."""
     size = max(1, _PRODUCT_BYTES // (4 * len(theirs)))
-    found = [(part @ theirs.t()).max(1) for part in ours.split(size)]
+    found = [(part @ theirs.t()).max(1) for part in torch.split(ours, size)]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])

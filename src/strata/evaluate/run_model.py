@@ -30,6 +30,6 @@ def check_weights(lm: LanguageModel, run: Run) -> None:
     """
     if run.record.get("model", {}).get("weights_sha256") not in (None, lm.fingerprint()["weights_sha256"]):
         raise UserError(
-            f"`runs` must be evaluated on the model that they were trained on. The weights of {lm.name!r} are no"
-            f" longer those of {run.folder}. Put the model back, or train again."
+            f"A run's language model must be the one that it was trained on. The weights of {lm.name!r} are no longer"
+            f" those of {run.folder}. Put the model back, or train again."
         )

@@ -121,8 +121,8 @@ class _Losses:
 
     n_predictions: int = 0
     ce_clean: float = 0.0
-    spliced: dict[tuple[str, str | None], LossSums] = field(default_factory=dict)
-    zeroed: dict[str, LossSums] = field(default_factory=dict)
+    spliced: dict[tuple[str, str | None], LossSums] = field(default_factory=dict[tuple[str, str | None], LossSums])
+    zeroed: dict[str, LossSums] = field(default_factory=dict[str, LossSums])
 
     def summary(self, spliced: LossSums, zeroed: LossSums | None) -> dict[str, float | None]:
         """The losses of a run, per prediction, against the zeroed one's."""
@@ -173,7 +173,8 @@ def _run(
             here = {name: saes[site] for name, saes in suites.items() if site in saes}
             nothing = Zero(next(iter(here.values())).d_in)
             clean.change(lm, {site: nothing}, start=start, into=losses.zeroed[site])
-            codes, x = {}, None
+            codes: dict[str, SparseCode] = {}
+            x = None
             for name, sae in here.items():
                 run = clean.change(lm, {site: sae}, start=start, into=losses.spliced[name, site])
                 codes[name] = _code_of(run.codes[site], kept)
@@ -214,7 +215,7 @@ def _rows_only(
     autocast_dtype = forward_dtype(lm, lm_dtype)
     for batch in batches:
         for site, found in harvest(lm, batch, list(rows), autocast_dtype=autocast_dtype).items():
-            for x in found.split(_CHUNK_ROWS):
+            for x in torch.split(found, _CHUNK_ROWS):
                 here = {name: saes[site] for name, saes in suites.items() if site in saes}
                 codes = {name: sae.encode_sparse(x.to(sae.device, torch.float32)) for name, sae in here.items()}
                 rows[site].add(x, codes)

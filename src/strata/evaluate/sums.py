@@ -97,13 +97,13 @@ class ReconstructionSums:
         active = values > 0
         self._fired = self._fired.to(x.device)
         self._fired[indices[active]] = True
-        parts = (
+        parts: list[Tensor] = [
             cosine_similarity(x, x_hat, dim=-1),
-            x_hat.norm(dim=-1) / x.norm(dim=-1),
+            torch.linalg.vector_norm(x_hat, dim=-1) / torch.linalg.vector_norm(x, dim=-1),
             x_hat.square(),
             x * x_hat,
             active,
-        )
+        ]
         self._sums = self._sums.to(x.device) + torch.stack([part.sum(dtype=torch.float64) for part in parts])
 
     def numbers(self, *, site: str = "the activations") -> dict[str, Any]:
@@ -127,7 +127,8 @@ class ReconstructionSums:
             )
         if n_rows == 0:
             raise UserError(f"Rows must hold more than attention sinks. Those of {site} do not. Give more text.")
-        cosine, l2_ratio, squares, products, n_active = self._sums.tolist()
+        sums: list[float] = self._sums.cpu().numpy().tolist()
+        cosine, l2_ratio, squares, products, n_active = sums
         fvu = self._kept.fvu()
         numbers = {
             "explained_variance": 1 - fvu,

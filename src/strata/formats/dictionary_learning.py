@@ -8,7 +8,7 @@ import pickle
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,12 @@ from strata.sae.gates import Gate, Gated, JumpReLU, ReLU, TopK
 from strata.sae.model import SAE, Transcoder
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
+FILES = WEIGHTS
+LOADING = (
+    'from dictionary_learning.utils import load_dictionary\n\nsae, config = load_dictionary("{folder}", device="cpu")'
+)
+HUB_LIBRARY = "strata"
+IS_NATIVE, IS_FP32_ONLY = False, True
 
 # Its class: (gate, whether b_dec is subtracted from the input, name of the training).
 _CLASSES = {
@@ -121,9 +127,9 @@ def load(folder: Path) -> SAE:
     settle(folder, CONFIG)
     state = _read_state(folder / WEIGHTS)
     config = read_json(folder / CONFIG)
-    trainer = config.get("trainer")
-    name = trainer.get("dict_class") if isinstance(trainer, dict) else None
-    if name not in _CLASSES or not isinstance(trainer, dict):
+    trainer: dict[str, Any] = config["trainer"] if isinstance(config.get("trainer"), dict) else {}
+    name = trainer.get("dict_class")
+    if name not in _CLASSES:
         raise UserError(
             f"`trainer.dict_class` must be one that can be read. {folder / CONFIG} has {name!r}."
             f"{did_you_mean(str(name), _CLASSES)}"
@@ -140,7 +146,7 @@ def load(folder: Path) -> SAE:
 def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of pickles that torch did not write; these are refused
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"An SAE's folder must hold {WEIGHTS}. {path.parent} holds none. Copy the whole.") from error
     except pickle.UnpicklingError as error:
@@ -150,8 +156,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise UserError(f"{path} must be a whole file of tensors. It is damaged: {error}. Copy it again.") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f"{path} must hold a state dict. It holds {type(state).__name__}. Is it of this library?")
+    kind = type(content).__name__
+    state = cast(dict[str, Any], content) if isinstance(content, dict) else None
+    if state is None or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"{path} must hold a state dict. It holds {kind}. Is it of this library?")
     return state
 
 

@@ -1,32 +1,31 @@
 """Reading and writing the files of an SAE's folder: written whole or not at all, read without running code in them."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from strata.atomic import put_folder, sync_folder
+from strata.atomic import put_folder, read_object, sync_file, sync_folder
 from strata.errors import UserError
 
-Writer = Callable[[Path], None]
+Writer = Callable[[Path], object]
 
 
 def tensors_file(tensors: Mapping[str, Tensor]) -> Writer:
     """What writes a safetensors file of these."""
-    return lambda path: save_file({name: plain(tensor) for name, tensor in tensors.items()}, str(path))
+    return lambda path: safetensors.torch.save_file({name: plain(one) for name, one in tensors.items()}, str(path))
 
 
 def json_file(content: Mapping[str, Any]) -> Writer:
     """What writes a JSON file of this."""
     text = json.dumps(content, indent=2) + "\n"
-    return lambda path: _write_text(path, text)
+    return lambda path: path.write_text(text, encoding="utf-8")
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -82,7 +81,7 @@ def _replace(folder: Path, files: Mapping[str, Writer]) -> None:
     try:
         for name, write in files.items():
             write(folder / _temporary(name))
-            _sync(folder / _temporary(name))
+            sync_file(folder / _temporary(name))
         sync_folder(folder)
     except BaseException:
         _drop(folder, names)
@@ -125,19 +124,6 @@ def _temporary(name: str) -> str:
     return f".{name}.unfinished"
 
 
-def _sync(path: Path) -> None:
-    """Wait until a file is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of an SAE's folder.
 
@@ -145,18 +131,15 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"An SAE's folder must hold {path.name}. {path.parent} holds none. Is it the folder of an SAE?"
         ) from error
     except OSError as error:
         raise UserError(f"{path} must be readable. It is not: {error.strerror}. Change its permissions.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} must be JSON. It is not: {error}. Write the SAE again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must be a JSON object. It is {type(content).__name__}. Write the SAE again.")
-    return content
+    except ValueError as error:
+        raise UserError(f"{path} must be a JSON object. It is not: {error}. Write the SAE again.") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -166,7 +149,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         UserError: the file is missing or damaged.
     """
     try:
-        return load_file(str(path))
+        return safetensors.torch.load_file(str(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"An SAE's folder must hold {path.name}. {path.parent} holds none. Copy the whole folder."

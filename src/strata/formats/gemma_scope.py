@@ -17,6 +17,10 @@ from strata.formats.weights import Form, as_jumprelu, assemble, uncentred_bias
 from strata.sae.model import SAE, Transcoder
 
 WEIGHTS, BESIDE = "params.npz", "strata.json"
+FILES = WEIGHTS
+LOADING = f'import numpy as np\n\nparams = np.load("{{folder}}/{WEIGHTS}")'
+HUB_LIBRARY = "strata"
+IS_NATIVE, IS_FP32_ONLY = False, True
 
 
 def recognises(folder: Path) -> bool:
@@ -73,8 +77,10 @@ def _read(path: Path) -> dict[str, Tensor]:
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise UserError(f"{path} must be a zip file of arrays. It is a single array. Copy it again.")
             # Early releases write w_enc for W_enc.
-            names = {name: "W_" + name[2:] if name.startswith("w_") else name for name in arrays.files}
-            return {names[name]: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
+            found: dict[str, np.ndarray] = {
+                "W_" + name[2:] if name.startswith("w_") else name: arrays[name] for name in arrays.files
+            }
+            return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in found.items()}
     except FileNotFoundError as error:
         raise UserError(f"An SAE's folder must hold {WEIGHTS}. {path.parent} holds none. Copy the whole.") from error
     except (ValueError, TypeError) as error:  # also of arrays of objects

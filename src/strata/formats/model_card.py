@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from strata.formats.registry import FORMATS
+
 # Of evaluation.json: key, heading.
 _METRICS = (
     ("l0", "L0"),
@@ -14,7 +16,6 @@ _METRICS = (
     ("delta_ce_percent", "ΔCE %"),
     ("silent_share", "silent latents"),
 )
-_LIBRARIES = {"saelens": "saelens", "sparsify": "sparsify"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Exported:
     d_in: int
     d_sae: int
     metadata: dict[str, Any]
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 def model_card(saes: Sequence[Exported], *, repository: str) -> str:
@@ -52,9 +53,8 @@ def model_card(saes: Sequence[Exported], *, repository: str) -> str:
 
 
 def _head(saes: Sequence[Exported]) -> str:
-    library = _LIBRARIES.get(saes[0].format, "strata")
     tags = sorted({"sparse-autoencoder", "mechanistic-interpretability", "strata", *(sae.format for sae in saes)})
-    lines = ["---", f"library_name: {library}", "tags:", *(f"- {tag}" for tag in tags)]
+    lines = ["---", f"library_name: {FORMATS[saes[0].format].HUB_LIBRARY}", "tags:", *(f"- {tag}" for tag in tags)]
     models = sorted({model for sae in saes if (model := _hub_model(sae))})
     if models:
         lines += ["base_model:", *(f"- {json.dumps(model)}" for model in models)]
@@ -98,18 +98,12 @@ def _number(value: Any) -> str:
 
 
 def _loading(saes: Sequence[Exported], repository: str) -> str:
-    first, name = saes[0], saes[0].name or "."
-    python = {
-        "saelens": f'from sae_lens import SAE\n\nsae = SAE.load_from_disk("{name}")',
-        "sparsify": f'from sparsify import SparseCoder\n\nsae = SparseCoder.load_from_disk("{name}")',
-        "dictionary_learning": "from dictionary_learning.utils import load_dictionary\n\n"
-        f'sae, config = load_dictionary("{name}", device="cpu")',
-        "gemma_scope": f'import numpy as np\n\nparams = np.load("{name}/params.npz")',
-    }[first.format]
-    ours = f'import strata\n\nsae = strata.SAE.load("{name}")'
-    if first.format not in ("saelens", "sparsify"):
-        ours = f"strata import {name} --out sae"
-    language = "python" if first.format in ("saelens", "sparsify") else "sh"
+    name, form = saes[0].name or ".", FORMATS[saes[0].format]
+    python = form.LOADING.format(folder=name)
+    if form.IS_NATIVE:
+        language, ours = "python", f'import strata\n\nsae = strata.SAE.load("{name}")'
+    else:
+        language, ours = "sh", f"strata import {name} --out sae"
     where = (
         f"With a copy of `{repository}` (`hf download {repository} --local-dir .`)"
         if "/" in repository

@@ -1,17 +1,41 @@
-"""The folder formats by name. A new one is a module with these three functions and a row here."""
+"""The folder formats by name. A new one is a module with what `Format` asks for, and a row here."""
 
 from pathlib import Path
 from typing import Literal, Protocol
 
 from strata.errors import UserError
 from strata.formats import dictionary_learning, gemma_scope, saelens, sparsify
+from strata.lm.sites import depth
 from strata.sae.model import SAE
-
-FormatName = Literal["saelens", "sparsify", "dictionary_learning", "gemma_scope"]
 
 
 class Format(Protocol):
-    """What a format is: a module with these functions."""
+    """What a format is: a module with these functions and constants."""
+
+    @property
+    def FILES(self) -> str:
+        """By which files its folders are known, for people."""
+        ...
+
+    @property
+    def LOADING(self) -> str:
+        """The Python that opens a folder of it, with ``{folder}`` in place of the folder."""
+        ...
+
+    @property
+    def HUB_LIBRARY(self) -> str:
+        """The library that the Hugging Face Hub names for it."""
+        ...
+
+    @property
+    def IS_NATIVE(self) -> bool:
+        """Whether `strata.SAE.load` opens it too."""
+        ...
+
+    @property
+    def IS_FP32_ONLY(self) -> bool:
+        """Whether it holds weights in fp32 only."""
+        ...
 
     def save(self, sae: SAE, folder: Path) -> None:
         """Write the folder; UserError where the format cannot hold the SAE."""
@@ -26,6 +50,7 @@ class Format(Protocol):
         ...
 
 
+FormatName = Literal["saelens", "sparsify", "dictionary_learning", "gemma_scope"]
 FORMATS: dict[str, Format] = {
     "saelens": saelens,
     "sparsify": sparsify,
@@ -42,9 +67,10 @@ def format_of(folder: Path) -> str:
     """
     names = [name for name, known in FORMATS.items() if known.recognises(folder)]
     if not names:
+        *others, last = (known.FILES for known in FORMATS.values())
         raise UserError(
-            f"{folder} must be the folder of an SAE. It holds none of cfg.json with sae_weights.safetensors, cfg.json"
-            " with sae.safetensors, ae.pt and params.npz. Give the folder that holds these."
+            f"{folder} must be the folder of an SAE. It holds none of {', '.join(others)} and {last}. Give the folder"
+            " that holds these."
         )
     return names[0]
 
@@ -64,13 +90,8 @@ def sae_folders(root: Path) -> dict[str, Path]:
     found = [path for path in inner if any(known.recognises(path) for known in FORMATS.values())]
     if not found:
         format_of(root)
-    return {path.relative_to(root).as_posix(): path for path in sorted(found, key=_in_order)}
+    return {path.relative_to(root).as_posix(): path for path in sorted(found, key=lambda path: depth(path.as_posix()))}
 
 
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def _in_order(path: Path) -> list[tuple[int, str]]:
-    words = path.as_posix().replace("/", "./.").split(".")
-    return [(int(word), "") if word.isdigit() else (-1, word) for word in words]

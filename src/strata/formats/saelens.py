@@ -17,6 +17,10 @@ from strata.sae.gates import Gated, TopK
 from strata.sae.model import SAE, Transcoder
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+FILES = f"{CONFIG} with {WEIGHTS}"
+LOADING = 'from sae_lens import SAE\n\nsae = SAE.load_from_disk("{folder}")'
+HUB_LIBRARY = "saelens"
+IS_NATIVE, IS_FP32_ONLY = True, False
 _FORMAT_VERSION = "6.0.0"  # of the format written here: SAELens reads the nested metadata from 6.0.0 on
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 

@@ -14,6 +14,10 @@ from strata.sae.gates import TopK
 from strata.sae.model import SAE, Transcoder
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+FILES = f"{CONFIG} with {WEIGHTS}"
+LOADING = 'from sparsify import SparseCoder\n\nsae = SparseCoder.load_from_disk("{folder}")'
+HUB_LIBRARY = "sparsify"
+IS_NATIVE, IS_FP32_ONLY = True, False
 _NAMES = {"encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec", "W_skip": "W_skip"}
 
 

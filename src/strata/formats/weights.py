@@ -7,14 +7,14 @@ Strata's SAE has c = b_dec, its transcoder c = 0, both rows of unit norm; the fo
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from strata.errors import UserError
-from strata.sae.gates import Gate, Gated, JumpReLU, ReLU, TopK
+from strata.sae.gates import GATES, Gate, Gated, JumpReLU, ReLU
 from strata.sae.model import SAE, Transcoder
 
 _LATENTS_AT_ONCE = 8192
@@ -44,8 +44,8 @@ class Form:
 
     def tensors(self) -> tuple[str, ...]:
         """The names of the tensors."""
-        own = {"jumprelu": ("threshold",), "gated": ("r_mag", "b_mag", "b_gate")}.get(self.gate, ())
-        bias = () if self.gate == "gated" else ("b_enc",)
+        own = GATES[self.gate].tensors
+        bias = () if "b_gate" in own else ("b_enc",)
         return ("W_enc", *bias, "W_dec", "b_dec", *own, *(("W_skip",) if self.skip else ()))
 
 
@@ -72,7 +72,7 @@ def assemble(tensors: dict[str, Tensor], form: Form, *, metadata: dict[str, Any]
         shift = _through_encoder(weights["b_dec"], weights["W_enc"])
         _add_to_pre(weights, bias, -shift if form.centred else shift)
     _fold_norms(weights, form)
-    gate = _gate(weights, form)
+    gate = GATES[form.gate].of(weights, k=form.k)
     # The layout in which encoding reads it, as a trained SAE has it: [d_sae d_in], transposed.
     W_enc = weights["W_enc"].t().contiguous().t()
     rest: dict[str, Any] = {
@@ -116,7 +116,7 @@ def uncentred_bias(sae: SAE) -> Float[Tensor, " d_sae"]:
     return (sae.b_enc - _through_encoder(sae.b_dec, sae.W_enc)).to(sae.dtype).detach()
 
 
-def cast(sae: SAE, dtype: torch.dtype) -> SAE:
+def as_dtype(sae: SAE, dtype: torch.dtype) -> SAE:
     """A copy with weights of another kind of number.
 
     Raises:
@@ -142,21 +142,10 @@ def _with_gate(sae: SAE, gate: Gate, *, W_enc: Tensor, b_enc: Tensor) -> SAE:
     return SAE(**weights)
 
 
-def _gate(weights: dict[str, Tensor], form: Form) -> Gate:
-    if form.gate == "topk":
-        return TopK(form.k)
-    if form.gate == "jumprelu":
-        return JumpReLU(weights["threshold"])
-    if form.gate == "gated":
-        return Gated(r_mag=weights["r_mag"], b_mag=weights["b_mag"], b_gate=weights["b_gate"].clone())
-    assert form.gate == "standard", form.gate
-    return ReLU()
-
-
 def _through_encoder(x: Float[Tensor, " d_in"], W_enc: Float[Tensor, "d_in d_sae"]) -> Float[Tensor, " d_sae"]:
     """`x` W_enc in float64: the sum cancels. In blocks: the whole encoder in float64 may not fit."""
     x = x.detach().double()
-    return torch.cat([x @ block.detach().double() for block in W_enc.split(_LATENTS_AT_ONCE, dim=1)])
+    return torch.cat([x @ block.detach().double() for block in torch.split(W_enc, _LATENTS_AT_ONCE, dim=1)])
 
 
 def _add_to_pre(weights: dict[str, Tensor], bias: str, shift: Float[Tensor, " d_sae"]) -> None:
@@ -171,7 +160,7 @@ def _fold_norms(weights: dict[str, Tensor], form: Form) -> None:
     if form.gate == "topk" and not form.selects_by_norm:
         return
     dtype = weights["W_dec"].dtype
-    norms = torch.linalg.vector_norm(weights["W_dec"].float(), dim=1)
+    norms = cast(Tensor, torch.linalg.vector_norm(weights["W_dec"].float(), dim=1))
     tolerance = 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-5
     if not form.selects_by_norm:
         if bool(((norms - 1).abs() <= tolerance).all()):

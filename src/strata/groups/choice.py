@@ -33,7 +33,7 @@ def grouping_table(
     """
     d = _grouped_part(similarity.angular, last_layer=last_layer)
     n_layers = len(similarity.sites)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for k, cut in enumerate(partitions(d, method), 1):
         n_saes = k + n_layers - len(d)
         share = cost.share(n_saes, n_layers)

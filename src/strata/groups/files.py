@@ -2,13 +2,13 @@
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from strata.atomic import put_folder, write_json
+from strata.atomic import write_json
 from strata.errors import UserError
+from strata.out_folder import check_free, new_folder
 
 RECORD = "groups.json"
 _RUN = "run.json"
@@ -21,8 +21,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         UserError: there is none, or it is damaged.
     """
     path = folder / RECORD if folder.is_dir() else folder
-    content = _read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("groups"), list):
+    content = _object(_read_json(path))
+    if not isinstance(content.get("groups"), list):
         raise UserError(f"`groups` must be what `strata groups` wrote. {path} is not. Give its folder or its {RECORD}.")
     return content
 
@@ -40,17 +40,20 @@ def read_groups(given: str | Path) -> list[list[str]]:
     """
     text = str(given)
     if text.lstrip().startswith("["):
-        groups, where = _parsed(text, text), text
+        content, where = _parsed(text, text), text
     else:
         where = _file(Path(given).expanduser())
-        groups = _read_json(where)
-        if isinstance(groups, dict):
-            groups = groups.get("groups")
+        content = _read_json(where)
+        if isinstance(content, dict):
+            content = _object(content).get("groups")
         if where.name == _RUN:
-            if not isinstance(groups, dict):
-                raise UserError(f"`groups` must be of a run that was trained in groups. {where.parent} was not.")
-            groups = list(groups.values())
-    if not isinstance(groups, list) or not groups or not all(isinstance(g, list) and g for g in groups):
+            if not isinstance(content, dict):
+                raise UserError(
+                    f"`groups` must be of a run that was trained in groups. {where.parent} was not. Give another."
+                )
+            content = list(_object(content).values())
+    groups = _lists(content)
+    if not groups:
         raise UserError(
             f"`groups` must be a list of lists of layers, or the folder that `strata groups` wrote. {where} holds"
             " neither. Write for example [[0, 1, 2], [3, 4]]."
@@ -64,13 +67,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     Raises:
         UserError: they may not.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"`out` must be a folder. {folder} is a file. Give another path.")
-    occupied = folder.is_dir() and any(folder.iterdir())
-    if occupied and not overwrite:
-        raise UserError(f"`out` must be a new folder. {folder} exists already. Give another, or --overwrite.")
-    if occupied and not (folder / RECORD).is_file():
-        raise UserError(f"`overwrite` replaces groups only. {folder} holds no {RECORD}. Give another path with --out.")
+    check_free(folder, record=RECORD, what="groups", overwrite=overwrite)
 
 
 def write_groups(folder: Path, record: Mapping[str, Any]) -> None:
@@ -79,17 +76,20 @@ def write_groups(folder: Path, record: Mapping[str, Any]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    unfinished = folder.with_name(f".unfinished-{folder.name}")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+    with new_folder(folder) as unfinished:
         write_json(unfinished / RECORD, record)
-        put_folder(unfinished, folder)
-    except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(
-            f"`out` must be a folder that can be written. {folder}: {error.strerror}. Give another."
-        ) from error
+
+
+def _object(content: Any) -> dict[str, Any]:
+    """What JSON's object holds; nothing of anything else."""
+    return cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+
+
+def _lists(content: Any) -> list[list[Any]]:
+    """A list of lists, none of them empty; nothing of anything else."""
+    found = cast("list[Any]", content) if isinstance(content, list) else []
+    lists = [cast("list[Any]", one) for one in found if isinstance(one, list)]
+    return lists if len(lists) == len(found) and all(lists) else []
 
 
 def _file(path: Path) -> Path:

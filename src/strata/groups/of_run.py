@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from strata.activations.harvest import token_stream
 from strata.config.groups import GroupsConfig
 from strata.config.layer_groups import checked_groups, group_name
 from strata.config.sweep import sweep_configs
@@ -111,15 +110,7 @@ def _measured(config: TrainConfig, rows: RunRows, *, progress: bool) -> RunGroup
 def _layers(config: TrainConfig, rows: RunRows) -> Layers:
     if isinstance(rows, StoredRows):
         return StoredLayers(rows.store)
-    lm = rows.language_model
-    tokens = token_stream(
-        lm,
-        config.data,
-        context_tokens=config.context_tokens,
-        text_batch_size=config.sae.text_batch_size,
-        split="train",
-    )
-    return TextLayers(lm, tokens, lm_dtype=config.lm_dtype)
+    return TextLayers(rows.language_model, rows.training_tokens(), lm_dtype=config.lm_dtype)
 
 
 def _as_groups_config(config: TrainConfig, layers: Layers, *, n_tokens: int) -> GroupsConfig:

@@ -3,7 +3,6 @@
 import math
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +12,7 @@ from strata.config.groups import GroupsConfig
 from strata.groups.choice import check_choice, choose, grouping_table
 from strata.groups.cost import grouping_cost
 from strata.groups.measured import Layers, measure
+from strata.machine.versions import versions
 
 _LIBRARIES = ("strata-sae", "torch", "transformers")
 
@@ -59,7 +59,7 @@ def groups_record(layers: Layers, config: GroupsConfig, *, progress: bool = True
         "config": as_json(asdict(config)),
         **layers.describe(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: _version(name) for name in _LIBRARIES},
+        "versions": versions(_LIBRARIES),
     }
 
 
@@ -70,11 +70,5 @@ def chosen_row(record: dict[str, Any]) -> dict[str, Any]:
 
 def _numbers(matrix: Tensor) -> list[list[float | None]]:
     """As JSON has them, which knows no NaN."""
-    return [[value if math.isfinite(value) else None for value in row] for row in matrix.tolist()]
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
+    rows: list[list[float]] = matrix.numpy().tolist()
+    return [[value if math.isfinite(value) else None for value in row] for row in rows]

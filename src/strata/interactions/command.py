@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from strata.config.interactions import InteractionsConfig
 from strata.errors import UserError, did_you_mean
-from strata.evaluate.places import places_of
+from strata.evaluate.places import named_places, places_of
 from strata.evaluate.run_model import check_weights, language_model_of
 from strata.evaluate.runs import open_run
 from strata.evaluate.tasks.registry import TASKS, make_task
-from strata.interactions.edges import Edges, attribution_edges
+from strata.interactions.edges import NO_EDGES, Edges, attribution_edges
 from strata.interactions.graph import Names, attribution_graph, coactivation_graph
 from strata.interactions.targets import heaviest, most_effective, prompts_of, some_sequences, text_of
 from strata.interpret.coactivation import Partners, Ranking, kept_partners, partners, partners_across
-from strata.interpret.explain.record import read_all_explanations
+from strata.interpret.explain.record import ExplainedFeature, read_all_explanations
 from strata.interpret.index import FeatureIndex
 from strata.interpret.run_index import chosen_keys, index_run
 from strata.interpret.site_index import SiteIndex
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import networkx as nx
 
 _N_PAIRS = 64  # of prompts of a task
+
+_Named = tuple[SiteIndex, Names]
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Interactions:
     """
 
     keys: list[str]
-    coactivation: "nx.Graph"
-    attribution: "nx.DiGraph"
-    edges: list[Edges]
+    coactivation: "nx.Graph[str]"
+    attribution: "nx.DiGraph[str]"
+    edges: Edges
     counts: dict[str, Any]
 
 
@@ -72,17 +74,18 @@ def interactions(config: InteractionsConfig, *, progress: bool = True) -> Intera
     seconds = time.perf_counter() - start
     together = coactivation_graph(pairs, by=config.rank_by, n_edges=config.n_edges, least_jaccard=config.least_jaccard)
     counts: dict[str, Any] = {"coactivation": _counted(pairs, n_kept=n_kept, seconds=seconds)}
-    found = []
+    edges = NO_EDGES
     if len(sites) > 1 and config.n_targets > 0:
         say(f"the sources of {config.n_targets} features of each site but the first", shown=progress)
         start = time.perf_counter()
-        found = [_edges(index, sites, config)]
-        counts["attribution"] = _spent(found[0], seconds=time.perf_counter() - start)
+        edges = _edges(index, sites, config)
+        spent = vars(edges.spent) | {"n_targets": len(edges.targets)}
+        counts["attribution"] = spent | {"seconds": time.perf_counter() - start}
     for line in told(counts):
         say(line, shown=progress)
     by_site = {name.site: name for name in names}
-    given = attribution_graph(found[0], by_site, n_sources=config.n_sources) if found else _nothing()
-    return Interactions([site.key for site in sites], together, given, found, counts)
+    given = attribution_graph(edges, by_site, n_sources=config.n_sources)
+    return Interactions([site.key for site in sites], together, given, edges, counts)
 
 
 def check(config: InteractionsConfig) -> None:
@@ -91,16 +94,11 @@ def check(config: InteractionsConfig) -> None:
     Raises:
         UserError: no finished run, unknown sites or task, two SAEs at one site where edges are wanted.
     """
-    places = places_of(open_run(config.run))
-    for name in config.sites if config.sites != ("all",) else ():
-        if not any(name in (place.key, place.site) for place in places):
-            known = dict.fromkeys(known for place in places for known in (place.key, place.site))
-            raise UserError(f"`sites` must be of the run. Got {name!r}.{did_you_mean(name, known)}")
+    wanted = named_places(places_of(open_run(config.run)), config.sites)
     if config.n_targets == 0:
         return
     if config.targets == "task" and config.task not in TASKS:
         raise UserError(f"`task` must be one that there is. Got {config.task!r}.{did_you_mean(config.task, TASKS)}")
-    wanted = [p for p in places if config.sites == ("all",) or p.key in config.sites or p.site in config.sites]
     several = [place.key for place in wanted if sum(other.site == place.site for other in wanted) > 1]
     if several:
         raise UserError(
@@ -130,14 +128,8 @@ def told(counts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _nothing() -> "nx.DiGraph":
-    import networkx as nx
-
-    return nx.DiGraph()
-
-
 def _names(site: SiteIndex) -> Names:
-    explained = next(iter(read_all_explanations(site.folder).values()), {})
+    (explained, *_) = [*read_all_explanations(site.folder).values(), dict[int, ExplainedFeature]()]
     texts = {latent: feature.text for latent, feature in explained.items() if feature.text}
     return Names(site.key, site.site, site.statistics().density, texts)
 
@@ -157,13 +149,16 @@ def _pairs(
         for site, name in zip(sites, names, strict=True)
     ]
     named = list(zip(sites, names, strict=True))
-    two = {"none": [], "nearest": pairwise(named), "all": combinations(named, 2)}[config.across]
-    across = [(a, b, partners_across(one.shards, other.shards, ranking=ranking)) for (one, a), (other, b) in two]
+    two = {"none": list[tuple[_Named, _Named]](), "nearest": pairwise(named), "all": combinations(named, 2)}
+    across = [
+        (a, b, partners_across(one.shards, other.shards, ranking=ranking))
+        for (one, a), (other, b) in two[config.across]
+    ]
     return within + across
 
 
 def _counted(pairs: Sequence[tuple[Names, Names, Partners]], *, n_kept: int, seconds: float) -> dict[str, Any]:
-    found = [
+    found: list[dict[str, Any]] = [
         {"keys": [a.key, b.key], "n_increments": p.n_increments, "n_passes": p.n_passes, "n_rows": p.n_rows}
         for a, b, p in pairs
     ]
@@ -192,7 +187,3 @@ def _edges(index: FeatureIndex, sites: Sequence[SiteIndex], config: Interactions
         targets = {site.site: heaviest(site, sequences, config.n_targets) for site in sites if site.site in later}
         batches = text_of(index, sequences, batch_sequences=config.batch_sequences)
     return attribution_edges(lm, saes, targets, batches, upstream=config.upstream)
-
-
-def _spent(edges: Edges, *, seconds: float) -> dict[str, Any]:
-    return {**vars(edges.spent), "n_targets": len(edges.targets), "seconds": seconds}

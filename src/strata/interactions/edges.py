@@ -1,46 +1,22 @@
 """Attribution edges: what the features of earlier sites contribute to features of later ones, on a text."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from strata.errors import UserError, did_you_mean
-from strata.interactions.readout import slopes
-from strata.kernels.entries import SparseEntries
+from strata.interactions.differentiable import sites_of
+from strata.interactions.site_code import SiteCode, Sources
 from strata.lm.model import LanguageModel
-from strata.lm.sites import as_grid, first_tensor, with_first
 from strata.lm.tokens import TokenBatch
 from strata.sae.model import SAE, Transcoder
 from strata.sae.sinks import Sinks
 
-Grid = Float[Tensor, "batch seq d_in"]
 Upstream = Literal["nearest", "all"]
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What one site's features, and what its SAE misses, contribute to a target.
-
-    Attributes:
-        effects: Σ over positions of a_i · ∂m/∂a_i of each feature, [d_sae], in the units of the target's activation.
-        error: ⟨∂m/∂x, ε⟩, the same of the SAE's error; where no SAE stands (special tokens, attention sinks) x is all
-            error.
-        bias: ⟨∂m/∂x, b_dec⟩, the same of the decoder's bias.
-    """
-
-    effects: Float[Tensor, " d_sae"]
-    error: float
-    bias: float
-
-    @property
-    def total(self) -> float:
-        """All of it: ⟨∂m/∂x, x⟩."""
-        return self.effects.double().sum().item() + self.error + self.bias
 
 
 @dataclass(frozen=True)
@@ -97,6 +73,10 @@ class Edges:
     spent: Spent
 
 
+NO_EDGES = Edges([], Spent(0, 0, 0, 0))
+"""Where none were looked for."""
+
+
 def attribution_edges(
     lm: LanguageModel,
     saes: Mapping[str, SAE],
@@ -137,18 +117,19 @@ def attribution_edges(
         UserError: fewer than two sites, a transcoder, an unknown site or latent, a target at the first site, no text.
     """
     _check(lm, saes, targets, batches, upstream=upstream)
-    sums = {(site, int(latent)): _Sum(lm.device) for site, latents in targets.items() for latent in latents}
-    spent = [0, 0, 0, 0]
+    sums = {(site, int(latent)): _Sum() for site, latents in targets.items() for latent in latents}
+    forward_tokens: list[int] = []
+    backward_tokens: list[int] = []
     order: list[str] = []
     sinks: dict[str, Sinks] = {}
     with torch.inference_mode(False):
         for number, batch in enumerate(batches):
-            x = _sites(lm, saes, batch)
+            x = sites_of(lm, list(saes), batch)
             order = list(x)
             sinks = sinks or Sinks.told_from_each(x, batch.is_row)
-            at = {site: _AtSite(saes[site], own, batch.is_row, sinks[site]) for site, own in x.items()}
+            at = {site: SiteCode(saes[site], own, batch.is_row, sinks[site]) for site, own in x.items()}
             where = batch.is_row if positions is None else batch.is_row & positions[number]
-            spent[0], spent[2] = spent[0] + 1, spent[2] + batch.input_ids.numel()
+            forward_tokens.append(batch.input_ids.numel())
             for (site, latent), found in sums.items():
                 readout, m, n_positions = at[site].readout(latent, where)
                 if n_positions == 0:
@@ -157,15 +138,16 @@ def attribution_edges(
                 gradients = torch.autograd.grad(
                     x[site], [x[u] for u in sites], grad_outputs=readout, retain_graph=True, materialize_grads=True
                 )
-                spent[1], spent[3] = spent[1] + 1, spent[3] + batch.input_ids.numel()
+                backward_tokens.append(batch.input_ids.numel())
                 found.add(m, n_positions, {u: at[u].sources(g) for u, g in zip(sites, gradients, strict=True)})
     for site in targets:
         _before(order, site, upstream)  # a target that never fired has not been checked yet
     found = [
-        _Sum.target(total, site, latent, {u: saes[u] for u in _before(order, site, upstream)})
+        total.target(site, latent, {u: saes[u] for u in _before(order, site, upstream)})
         for (site, latent), total in sums.items()
     ]
-    return Edges(found, Spent(*spent))
+    spent = Spent(len(forward_tokens), len(backward_tokens), sum(forward_tokens), sum(backward_tokens))
+    return Edges(found, spent)
 
 
 def _before(order: Sequence[str], site: str, upstream: Upstream) -> list[str]:
@@ -181,8 +163,7 @@ def _before(order: Sequence[str], site: str, upstream: Upstream) -> list[str]:
 class _Sum:
     """Sums over batches of one target."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self) -> None:
         self.activation, self.n_positions = 0.0, 0
         self.sources: dict[str, Sources] = {}
 
@@ -198,82 +179,6 @@ class _Sum:
         """What was summed; zeros for a target that never fired."""
         none = {u: Sources(sae.W_dec.new_zeros(sae.d_sae), 0.0, 0.0) for u, sae in upstream.items()}
         return Target(site, latent, self.activation, self.n_positions, none | self.sources)
-
-
-class _AtSite:
-    """A site's code and error in one batch."""
-
-    def __init__(self, sae: SAE, x: Grid, is_row: Bool[Tensor, "batch seq"], sinks: Sinks) -> None:
-        self.sae, self.x_like = sae, x
-        rows = (is_row.to(x.device) & sinks.spared(x.detach())).to(sae.device)[..., None]
-        x = x.detach().to(sae.device, sae.dtype)
-        code = sae.encode_sparse(x)
-        self.values = code.values * rows
-        self.indices = code.indices
-        self.bias = sae.b_dec * rows
-        self.error = x - sae.decode(code) * rows
-        self.entries = SparseEntries.of_topk(code.indices.flatten(0, 1), sae.d_sae)
-
-    def readout(self, latent: int, where: Bool[Tensor, "batch seq"]) -> tuple[Grid, float, int]:
-        """∂m/∂x of a feature of this site, m, and on how many positions it fires."""
-        values = (self.values * (self.indices == latent)).sum(-1) * where.to(self.values.device)
-        fires = values > 0
-        direction = self.sae.W_enc[:, latent] * slopes(self.sae)[latent]
-        readout = (fires[..., None] * direction).to(self.x_like.device, self.x_like.dtype)
-        return readout, values.double().sum().item(), int(fires.sum())
-
-    def sources(self, gradient: Grid) -> Sources:
-        """What this site's features contribute, given ∂m/∂x."""
-        gradient = gradient.to(self.sae.device, self.sae.dtype)
-        along = self.entries.dot(gradient.flatten(0, 1).contiguous(), self.sae.W_dec)
-        effects = self.entries.sum_by_latent(self.values.reshape(-1) * along)
-        return Sources(
-            effects, (gradient * self.error).double().sum().item(), (gradient * self.bias).double().sum().item()
-        )
-
-
-class _AllSeen(Exception):
-    """The last site has been read: the rest of the forward pass is not needed."""
-
-
-def _sites(lm: LanguageModel, saes: Mapping[str, SAE], batch: TokenBatch) -> dict[str, Grid]:
-    """x at the sites, in the order in which the model comes to them; its graph begins at the first of them."""
-    n_seqs, seq = batch.input_ids.shape
-    seen: dict[str, Tensor] = {}
-
-    def reader(site: str) -> Callable[..., Any]:
-        def read(module: Any, args: Any, output: Any) -> Any:
-            own = first_tensor(output)
-            x = as_grid(own, batch=n_seqs, seq=seq, site=site)
-            seen[site] = x if x.requires_grad else x.detach().requires_grad_()
-            if len(seen) == len(saes):
-                raise _AllSeen
-            out = seen[site].clone().reshape(own.shape)  # some models write into what a sub-block returned
-            return with_first(output, out)
-
-        return read
-
-    with _hooked(lm, {site: reader(site) for site in saes}), torch.enable_grad():
-        try:
-            lm.logits(batch.input_ids, attention_mask=batch.attention_mask)
-        except _AllSeen:
-            return seen
-    unseen = [site for site in saes if site not in seen]
-    raise UserError(
-        f"`saes` must stand where the forward pass comes through. {unseen[0]!r} took no part; leave it out."
-    )
-
-
-@contextmanager
-def _hooked(lm: LanguageModel, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    handles = []
-    try:
-        for site, hook in hooks.items():
-            handles.append(lm.model.get_submodule(lm.site(site).path).register_forward_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _check(

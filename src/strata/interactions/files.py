@@ -52,7 +52,7 @@ def write_interactions(found: Interactions, folder: Path, *, about: Mapping[str,
 
 def as_record(found: Interactions, *, about: Mapping[str, Any]) -> dict[str, Any]:
     """What interactions.json holds."""
-    targets = [_target(target) for edges in found.edges for target in edges.targets]
+    targets = [_target(target) for target in found.edges.targets]
     graphs = {name: _graph(getattr(found, name)) for name in GRAPHS}
     return {
         "version": VERSION,
@@ -64,9 +64,9 @@ def as_record(found: Interactions, *, about: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def _graph(graph: "nx.Graph") -> dict[str, Any]:
+def _graph(graph: "nx.Graph[str]") -> dict[str, Any]:
     """The strongest edges first."""
-    edges = [{"source": a, "target": b, **edge} for a, b, edge in graph.edges(data=True)]
+    edges: list[dict[str, Any]] = [{"source": a, "target": b, **edge} for a, b, edge in graph.edges(data=True)]
     edges.sort(key=lambda edge: (-abs(edge["weight"]), edge["source"], edge["target"]))
     nodes = [{"id": name, **node} for name, node in graph.nodes(data=True)]
     return {"directed": graph.is_directed(), "nodes": nodes, "edges": edges}
@@ -91,7 +91,7 @@ def _target(target: Target) -> dict[str, Any]:
     }
 
 
-def _for_xml(graph: "nx.Graph") -> "nx.Graph":
+def _for_xml(graph: "nx.Graph[str]") -> "nx.Graph[str]":
     """Without what XML cannot hold: control characters, lone surrogates."""
     copy = graph.copy()
     for _, node in copy.nodes(data=True):

@@ -30,9 +30,9 @@ class Names:
     key: str
     site: str
     density: np.ndarray
-    explanations: Mapping[int, str] = field(default_factory=dict)
+    explanations: Mapping[int, str] = field(default_factory=dict[int, str])
 
-    def add_to(self, graph: "nx.Graph", latent: int) -> str:
+    def add_to(self, graph: "nx.Graph[str]", latent: int) -> str:
         """The node of a latent, new or not."""
         name = f"{self.key}/{latent}"
         if name not in graph:
@@ -47,7 +47,7 @@ class Names:
             )
         return name
 
-    def add_error_to(self, graph: "nx.Graph") -> str:
+    def add_error_to(self, graph: "nx.Graph[str]") -> str:
         """The node of what the SAE misses."""
         name = f"{self.key}/error"
         graph.add_node(name, kind="error", key=self.key, site=self.site, explanation="what the SAE misses")
@@ -56,7 +56,7 @@ class Names:
 
 def coactivation_graph(
     pairs: Sequence[tuple[Names, Names, Partners]], *, by: Measure = "jaccard", n_edges: int, least_jaccard: float
-) -> "nx.Graph":
+) -> "nx.Graph[str]":
     """The pairs of features that are largest by a measure; undirected.
 
     A pair is there if one of the two is among the partners of the other. Edges carry weight (the measure), count,
@@ -70,7 +70,7 @@ def coactivation_graph(
     """
     import networkx as nx
 
-    graph = nx.Graph()
+    graph: nx.Graph[str] = nx.Graph()
     offered: dict[tuple[int, int, int], tuple[float, Names, Names, Partners, int]] = {}
     for number, (left, right, partners) in enumerate(pairs):
         latents = np.repeat(np.arange(len(partners.offsets) - 1), np.diff(partners.offsets))
@@ -91,7 +91,7 @@ def coactivation_graph(
     return graph
 
 
-def attribution_graph(edges: Edges, names: Mapping[str, Names], *, n_sources: int) -> "nx.DiGraph":
+def attribution_graph(edges: Edges, names: Mapping[str, Names], *, n_sources: int) -> "nx.DiGraph[str]":
     """Each target with the features of the largest |effect| on it, and with the errors of their SAEs; directed.
 
     Edges carry weight (the effect, in the units of the target's activation, summed over positions), per_position (its
@@ -105,7 +105,7 @@ def attribution_graph(edges: Edges, names: Mapping[str, Names], *, n_sources: in
     """
     import networkx as nx
 
-    graph = nx.DiGraph()
+    graph: nx.DiGraph[str] = nx.DiGraph()
     for target in edges.targets:
         if target.n_positions == 0:
             continue
@@ -121,6 +121,6 @@ def attribution_graph(edges: Edges, names: Mapping[str, Names], *, n_sources: in
 
 def _strongest(sources: Sources, n: int) -> list[tuple[int, float]]:
     """The features of largest |effect|, as far as they have any."""
-    top = sources.effects.abs().topk(min(n, len(sources.effects))).indices.tolist()
-    effects = [(latent, float(sources.effects[latent])) for latent in top]
+    top = sources.effects.abs().topk(min(n, len(sources.effects))).indices
+    effects = [(int(latent), float(sources.effects[latent])) for latent in top]
     return [(latent, effect) for latent, effect in effects if effect != 0]

@@ -18,7 +18,7 @@ _POSITIVE, _NEGATIVE, _ERROR, _INK = "#8a7a6c", "#2a6fb0", "#9a938c", "#211c18"
 _LABEL_LETTERS, _TITLE_LETTERS = 22, 400
 
 
-def draw(graph: "nx.Graph", *, title: str, sites: list[str]) -> str:
+def draw(graph: "nx.Graph[str]", *, title: str, sites: list[str]) -> str:
     """The strongest part of a graph, at most 60 features with the edges among them.
 
     A directed graph is drawn in layers, the first site at the bottom; an undirected one as if its edges were springs.
@@ -44,7 +44,7 @@ def draw(graph: "nx.Graph", *, title: str, sites: list[str]) -> str:
     )
 
 
-def strongest(graph: "nx.Graph", n: int) -> "nx.Graph":
+def strongest(graph: "nx.Graph[str]", n: int) -> "nx.Graph[str]":
     """The nodes of the strongest edges, as many as there is room for, with all edges among them."""
     kept: dict[str, None] = {}
     for a, b, _ in reversed(_by_weight(graph)):
@@ -53,13 +53,14 @@ def strongest(graph: "nx.Graph", n: int) -> "nx.Graph":
     return graph.subgraph(kept)
 
 
-def _by_weight(graph: "nx.Graph") -> list[tuple[str, str, dict[str, Any]]]:
+def _by_weight(graph: "nx.Graph[str]") -> list[tuple[str, str, dict[str, Any]]]:
     """Edges, the strongest last; equal ones by their names, so that no picture depends on a set's order."""
-    edges = [(*((a, b) if graph.is_directed() else sorted((a, b))), edge) for a, b, edge in graph.edges(data=True)]
+    in_order = graph.is_directed()
+    edges = [(a, b, edge) if in_order or a <= b else (b, a, edge) for a, b, edge in graph.edges(data=True)]
     return sorted(edges, key=lambda edge: (abs(edge[2]["weight"]), edge[0], edge[1]))
 
 
-def _springs(graph: "nx.Graph") -> dict[str, tuple[float, float]]:
+def _springs(graph: "nx.Graph[str]") -> dict[str, tuple[float, float]]:
     """Every connected part by springs of its own, parts side by side, largest first."""
     import networkx as nx
 
@@ -67,7 +68,7 @@ def _springs(graph: "nx.Graph") -> dict[str, tuple[float, float]]:
     places: dict[str, tuple[float, float]] = {}
     left, top, row = _MARGIN, _MARGIN, 0.0
     for part in parts:
-        ordered = nx.Graph()
+        ordered: nx.Graph[str] = nx.Graph()
         ordered.add_nodes_from(part)
         ordered.add_edges_from((a, b) for a, b, _ in _by_weight(graph) if a in ordered)
         size = 110.0 * math.sqrt(len(part))
@@ -80,7 +81,7 @@ def _springs(graph: "nx.Graph") -> dict[str, tuple[float, float]]:
     return places
 
 
-def _layers(graph: "nx.Graph", sites: list[str]) -> dict[str, tuple[float, float]]:
+def _layers(graph: "nx.Graph[str]", sites: list[str]) -> dict[str, tuple[float, float]]:
     """Sites from bottom to top, in as many rows as they need; features above those that contribute to them."""
     rows: list[list[str]] = []
     across: dict[str, float] = {}
@@ -102,7 +103,7 @@ def _layers(graph: "nx.Graph", sites: list[str]) -> dict[str, tuple[float, float
     }
 
 
-def _centre(graph: "nx.Graph", name: str, across: dict[str, float]) -> float:
+def _centre(graph: "nx.Graph[str]", name: str, across: dict[str, float]) -> float:
     """Where the sources of a node stand, on average, as far as they are placed."""
     into = [(start, edge["weight"]) for start, end, edge in graph.edges(data=True) if end == name]
     found = [(abs(weight), across[start]) for start, weight in into if start in across]

@@ -25,7 +25,7 @@ def text_of(index: FeatureIndex, sequences: Int[np.ndarray, " chosen"], *, batch
     """Sequences of an index as batches for the language model."""
     ids = torch.from_numpy(index.token_ids[sequences].astype(np.int64))
     parts = (ids, *(torch.from_numpy(mask[sequences]) for mask in (index.is_token, index.is_row)))
-    return [TokenBatch(*batch) for batch in zip(*(part.split(batch_sequences) for part in parts), strict=True)]
+    return [TokenBatch(*batch) for batch in zip(*(torch.split(part, batch_sequences) for part in parts), strict=True)]
 
 
 def prompts_of(lm: LanguageModel, pairs: TaskPairs, *, batch_sequences: int) -> list[TokenBatch]:
@@ -33,7 +33,7 @@ def prompts_of(lm: LanguageModel, pairs: TaskPairs, *, batch_sequences: int) -> 
     special = torch.tensor(sorted(lm.special_token_ids), dtype=torch.long)
     return [
         TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), ~torch.isin(ids, special))
-        for ids in pairs.clean_ids.cpu().split(batch_sequences)
+        for ids in torch.split(pairs.clean_ids.cpu(), batch_sequences)
     ]
 
 

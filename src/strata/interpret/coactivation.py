@@ -1,5 +1,6 @@
 """Which latents fire together: the strongest partners of each latent, exact over a whole index."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -7,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from strata.errors import UserError, did_you_mean
-from strata.interpret.coactivation_counts import Cost, Marginals, Pairs, Shards, count
-from strata.interpret.index_layout import load_arrays, save_arrays
+from strata.interpret.coactivation_counts import Cost, Pairs, Shards, count
+from strata.interpret.index_layout import CodeShard, load_arrays, save_arrays
 
 if TYPE_CHECKING:
     from strata.interpret.site_index import SiteIndex
@@ -89,7 +90,7 @@ class Partners:
     def of(self, latent: int) -> "Partners":
         """The partners of one latent: the same with arrays of its own entries alone, best first."""
         part = slice(int(self.offsets[latent]), int(self.offsets[latent + 1]))
-        own = {
+        own: dict[str, Any] = {
             name: array[part]
             for name, array in vars(self).items()
             if isinstance(array, np.ndarray) and name != "offsets"
@@ -156,18 +157,54 @@ def partners_across(shards: Shards, others: Shards, *, ranking: Ranking | None =
 
 
 def _partners(shards: Shards, others: Shards, ranking: Ranking, *, within: bool) -> Partners:
-    left, n_rows = Marginals.of(shards())
-    right = left if within else Marginals.of(others())[0]
+    left, n_rows = _Marginals.of(shards())
+    right = left if within else _Marginals.of(others())[0]
     chosen = _Chosen(left, right, n_rows, ranking, within=within)
     widths = {"d_sae": len(left.counts), "d_other": len(right.counts)}
     cost = count(shards, others, take=chosen.take, **widths, n_least=ranking.n_least)
     return chosen.partners(cost)
 
 
+@dataclass(frozen=True)
+class _Marginals:
+    """Of every latent: rows on which it fires, sum of its values, of their squares.
+
+    Attributes:
+        counts: [d_sae].
+        sums: in the units of the values.
+        squares: in their square.
+    """
+
+    counts: Int[np.ndarray, " d_sae"]
+    sums: Float[np.ndarray, " d_sae"]
+    squares: Float[np.ndarray, " d_sae"]
+
+    @staticmethod
+    def of(shards: Iterable[CodeShard]) -> "tuple[_Marginals, int]":
+        """Also the number of rows.
+
+        Raises:
+            UserError: no shard.
+        """
+        totals: tuple[np.ndarray, ...] | None = None
+        n_rows = 0
+        for shard in shards:
+            fired, latents = np.diff(shard.offsets), shard.latents
+            values = np.asarray(shard.values, dtype=np.float64)
+            sums = (np.bincount(latents, weights=v, minlength=len(fired)).astype(float) for v in (values, values**2))
+            own = (fired, *sums)
+            totals = own if totals is None else tuple(a + b for a, b in zip(totals, own, strict=True))
+            n_rows += shard.n_rows
+        if totals is None:
+            raise UserError("Co-activation needs at least one shard of codes. Got none. Index the run again.")
+        counts, sums, squares = totals
+        return _Marginals(counts, sums, squares), n_rows
+
+
 class _Chosen:
     """Each latent's best partners, some latents after the other."""
 
-    def __init__(self, left: Marginals, right: Marginals, n_rows: int, ranking: Ranking, *, within: bool) -> None:
+    def __init__(self, left: _Marginals, right: _Marginals, n_rows: int, ranking: Ranking, *, within: bool) -> None:
         self.left, self.right, self.n_rows, self.ranking, self.within = left, right, n_rows, ranking, within
         self.parts: list[Pairs] = []
 

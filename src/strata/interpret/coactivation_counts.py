@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,9 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from strata.errors import UserError
+from strata.interpret.coactivation_order import TokenOrder
 from strata.interpret.index_layout import CodeShard
 from strata.machine.free_memory import free_memory
-from strata.shapes import SparseCode
 
 Shards = Callable[[], Iterable[CodeShard]]
 
@@ -29,59 +30,6 @@ _SHARE = 0.5  # of the free memory, for the same
 _CELL_BYTES = 12  # a count in four bytes, a sum in double precision
 _AT_ONCE = 2**20  # increments, or cells of an array of counts, of a few latents that are counted together
 _FEW = 4  # where there are fewer than a quarter as many increments as cells, they are counted by sorting
-_PADDING = 1.5  # rows are padded to the longest where that makes at most so many times as many entries
-
-
-def shard_of(code: SparseCode, *, first_token: int = 0) -> CodeShard:
-    """The code of consecutive tokens, all of them rows, listed by latent; its places with value 0 are no entries.
-
-    Args:
-        code: of any leading shape, which is flattened.
-        first_token: the number of the first.
-    """
-    k = code.values.shape[-1]
-    values, latents = code.values.reshape(-1, k).cpu().float(), code.indices.reshape(-1, k).cpu()
-    rows, places = (values > 0).nonzero(as_tuple=True)
-    fired = latents[rows, places]
-    order = fired.argsort(stable=True)
-    ends = torch.bincount(fired, minlength=code.d_sae).cumsum(0)
-    tokens = (rows + first_token)[order].numpy()
-    return CodeShard(np.append(0, ends.numpy()), tokens, values[rows, places][order].numpy(), len(values))
-
-
-@dataclass(frozen=True)
-class Marginals:
-    """Of every latent: rows on which it fires, sum of its values, of their squares.
-
-    Attributes:
-        counts: [d_sae].
-        sums: in the units of the values.
-        squares: in their square.
-    """
-
-    counts: Int[np.ndarray, " d_sae"]
-    sums: Float[np.ndarray, " d_sae"]
-    squares: Float[np.ndarray, " d_sae"]
-
-    @staticmethod
-    def of(shards: Iterable[CodeShard]) -> "tuple[Marginals, int]":
-        """Also the number of rows.
-
-        Raises:
-            UserError: no shard.
-        """
-        totals, n_rows = None, 0
-        for shard in shards:
-            fired, latents = np.diff(shard.offsets), shard.latents
-            values = np.asarray(shard.values, dtype=np.float64)
-            sums = (np.bincount(latents, weights=v, minlength=len(fired)).astype(float) for v in (values, values**2))
-            own = (fired, *sums)
-            totals = own if totals is None else tuple(a + b for a, b in zip(totals, own, strict=True))
-            n_rows += shard.n_rows
-        if totals is None:
-            raise UserError("Co-activation needs at least one shard of codes. Got none. Index the run again.")
-        counts, sums, squares = totals
-        return Marginals(counts, sums, squares), n_rows
 
 
 @dataclass(frozen=True)
@@ -144,7 +92,7 @@ def count(
     (stack, other), second = next(stacks), next(stacks, None)
     if second is not None:
         return _count_in_blocks(shards, others, take=take, d_sae=d_sae, d_other=d_other, n_least=n_least)
-    order = _TokenOrder.of(other)
+    order = TokenOrder.of(other)
     for first, last in _groups(stack, order, 0, d_sae):
         pairs = _pairs(stack, first, last, order)
         take(pairs[pairs.counts >= n_least])
@@ -164,12 +112,12 @@ def _count_in_blocks(
             for number, (stack, other) in enumerate(_stacks(shards, others)):
                 kept = Path(folder) / f"{number}.pt"
                 if first == 0:
-                    order = _TokenOrder.of(other)
+                    order = TokenOrder.of(other)
                     n_increments += order.n_increments(stack)
                     if block < d_sae:
                         torch.save(vars(order), kept)
                 else:
-                    order = _TokenOrder(**torch.load(kept, weights_only=True))
+                    order = TokenOrder(**torch.load(kept, weights_only=True))
                 for start, last in _groups(stack, order, first, first + n_own):
                     pairs = _pairs(stack, start, last, order)
                     counts[pairs.firsts - first, pairs.seconds] += pairs.counts.astype(np.int32)
@@ -192,69 +140,7 @@ def block_latents(d_other: int) -> int:
     return max(1, room // (_CELL_BYTES * d_other))
 
 
-@dataclass(frozen=True)
-class _TokenOrder:
-    """The entries of a stack of shards, row by row.
-
-    A table [rows, longest], whose unused places name latent d_sae with value 0; or, where rows are too unlike, a list.
-    """
-
-    latents: Tensor
-    values: Tensor
-    starts: Tensor
-    lengths: Tensor
-    first: int
-    d_sae: int
-
-    @staticmethod
-    def of(stack: Sequence[CodeShard]) -> "_TokenOrder":
-        tokens = np.concatenate([shard.tokens for shard in stack])
-        first = int(tokens.min(initial=np.iinfo(np.int64).max)) if len(tokens) else 0
-        rows = (tokens - first).astype(np.int32)
-        orders = [_by_token(shard) for shard in stack]
-        latents = np.concatenate([s.latents.astype(np.int32)[o] for s, o in zip(stack, orders, strict=True)])
-        values = np.concatenate([s.values[o] for s, o in zip(stack, orders, strict=True)]).astype(np.float32)
-        lengths = np.bincount(rows)
-        starts = lengths.cumsum() - lengths
-        longest, d_sae = int(lengths.max(initial=0)), len(stack[0].offsets) - 1
-        if len(tokens) and longest * len(lengths) <= _PADDING * len(tokens):
-            where = np.arange(len(tokens)) + np.repeat(np.arange(len(lengths)) * longest - starts, lengths)
-            table = np.full((len(lengths), longest), d_sae, np.int32), np.zeros((len(lengths), longest), np.float32)
-            table[0].reshape(-1)[where], table[1].reshape(-1)[where] = latents, values
-            latents, values = table
-        parts = [torch.from_numpy(part) for part in (latents, values, starts, lengths)]
-        return _TokenOrder(parts[0], parts[1], parts[2], parts[3], first, d_sae)
-
-    def n_increments(self, stack: Sequence[CodeShard]) -> int:
-        """Σ over the entries of a stack of how many entries their tokens have here."""
-        rows = torch.from_numpy(np.concatenate([shard.tokens for shard in stack])) - self.first
-        return int(self.lengths[rows[(rows >= 0) & (rows < len(self.lengths))]].sum())
-
-    def gather(self, tokens: Tensor, values: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
-        """All that fired on some tokens: owner · (d_sae + 1) + latent, and the value times that of the token."""
-        rows = tokens - self.first
-        here = (rows >= 0) & (rows < len(self.lengths))
-        if not bool(here.all()):  # on the others nothing fires at this site
-            rows, values, owners = rows[here], values[here], owners[here]
-        values, owners = values.double(), owners * (self.d_sae + 1)
-        if self.latents.ndim == 2:
-            products = self.values.index_select(0, rows).double().mul_(values[:, None])
-            return (self.latents.index_select(0, rows) + owners[:, None]).view(-1), products.view(-1)
-        lengths = self.lengths[rows]
-        before = lengths.cumsum(0) - lengths
-        places = (self.starts[rows] - before).repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
-        keys = self.latents[places] + owners.repeat_interleave(lengths)
-        return keys, self.values[places].double().mul_(values.repeat_interleave(lengths))
-
-
-def _by_token(shard: CodeShard) -> np.ndarray:
-    """The order of a shard's entries by token, then by latent."""
-    places = shard.tokens - shard.tokens.min(initial=np.iinfo(np.int64).max)
-    fits = int(places.max(initial=0)) < 2**16  # two bytes are sorted by radix, in linear time
-    return np.argsort(places.astype(np.uint16) if fits else places, kind="stable")
-
-
-def _groups(stack: Sequence[CodeShard], order: _TokenOrder, first: int, end: int) -> Iterator[tuple[int, int]]:
+def _groups(stack: Sequence[CodeShard], order: TokenOrder, first: int, end: int) -> Iterator[tuple[int, int]]:
     """Latents that are counted at once: as many as make neither too many increments nor too large an array."""
     fired = np.sum([np.diff(shard.offsets[first : end + 1]) for shard in stack], axis=0)
     n_longest = int(order.lengths.max()) if len(order.lengths) else 0
@@ -274,7 +160,7 @@ def _as_array(n_increments: int, n_cells: int) -> bool:
     return n_increments * _FEW >= n_cells
 
 
-def _pairs(stack: Sequence[CodeShard], first: int, end: int, order: _TokenOrder) -> Pairs:
+def _pairs(stack: Sequence[CodeShard], first: int, end: int, order: TokenOrder) -> Pairs:
     """Of some latents of a stack of shards, with the other site's entries in the order of tokens."""
     parts = [slice(int(shard.offsets[first]), int(shard.offsets[end])) for shard in stack]
     tokens = np.concatenate([shard.tokens[part] for shard, part in zip(stack, parts, strict=True)])
@@ -288,7 +174,9 @@ def _pairs(stack: Sequence[CodeShard], first: int, end: int, order: _TokenOrder)
         keys = counts.nonzero()[:, 0]
         counts, sums = counts[keys], sums[keys]
     else:
-        keys, places, counts = keys.unique(return_inverse=True, return_counts=True)
+        keys, places, counts = cast(  # torch gives it no type
+            "tuple[Tensor, Tensor, Tensor]", keys.unique(return_inverse=True, return_counts=True)
+        )
         sums = torch.bincount(places, weights=products, minlength=len(keys)).double()  # of none it is whole numbers
     real = keys % width < order.d_sae
     keys, counts, sums = keys[real], counts[real], sums[real]

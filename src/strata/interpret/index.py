@@ -10,19 +10,16 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt
 
 from strata.errors import UserError, did_you_mean
-from strata.interpret.index_layout import FORMAT_VERSION, RECORD, VOCABULARY, TokenShard, checked_key, tokens_path
+from strata.interpret.index_layout import RECORD, VOCABULARY, TokenShard, tokens_path
+from strata.interpret.index_record import whole_record
+from strata.interpret.shown_texts import TopTexts
 from strata.interpret.site_index import SiteIndex
-from strata.interpret.texts import TopTexts
 
 _SEQUENCES_AS_DOCUMENT = 32  # where documents cannot be told
-_NEEDED = {
-    *("saes", "n_sequences", "sequence_tokens", "n_shards", "separator", "n_prefix_tokens", "n_suffix_tokens"),
-    *("logit_effects", "text"),
-}
 
 
 class FeatureIndex:
-    """An index that `strata.interpret.building` made.
+    """An index that `strata.interpret.index_building` made.
 
     Tokens are numbered through all sequences; token number n stands at ``token_ids.reshape(-1)[n]``.
 
@@ -48,7 +45,7 @@ class FeatureIndex:
         path = next((p for p in (folder / RECORD, folder / "index" / RECORD) if p.is_file()), None)
         if path is None:
             raise UserError(f"{folder} must hold an index. There is no {RECORD}. Make one: strata explain RUN.")
-        record = _record(path)
+        record = whole_record(path)
         if not record.get("complete"):
             raise UserError(f"An index must be complete. {path.parent} was interrupted. Go on: strata explain RUN.")
         return cls(path.parent, record)
@@ -147,7 +144,7 @@ class FeatureIndex:
         """The text of each token id."""
         path = self.folder / VOCABULARY
         try:
-            texts = json.loads(path.read_text(encoding="utf-8"))
+            texts: list[str] | None = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             texts = None
         if not isinstance(texts, list):
@@ -180,21 +177,3 @@ class FeatureIndex:
     def sites(self) -> Iterator[SiteIndex]:
         """The SAEs, one after the other."""
         return (self[key] for key in self.keys)
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        known = record.keys() >= _NEEDED if record["complete"] else True
-    except (ValueError, KeyError, TypeError, AttributeError):
-        record, known = {}, False
-    if not known:
-        raise UserError(f"An index must have a whole {RECORD}. {path} is damaged. Make it anew with --reindex.")
-    for key in record["saes"]:
-        checked_key(key)
-    if record.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"An index must be of format {FORMAT_VERSION}. {path} is of {record.get('format_version')}. Make it anew"
-            " with --reindex."
-        )
-    return record

@@ -1,6 +1,7 @@
 """Writing an index: batches of tokens and codes in, shards out, latent by latent."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from strata.errors import UserError
 from strata.interpret.index_layout import (
+    CodeShard,
     TokenShard,
     codes_path,
     shard_sequences,
@@ -52,7 +54,7 @@ class IndexWriter:
     def _begin(self) -> None:
         self._batches: list[TokenBatch] = []
         self._n_sequences = 0
-        self._codes: dict[str, list[_Part]] = {key: [] for key in self._d_saes}
+        self._codes: dict[str, list[Entries]] = {key: [] for key in self._d_saes}
 
     @property
     def room_sequences(self) -> int:
@@ -69,7 +71,7 @@ class IndexWriter:
         assert len(batch.input_ids) <= self.room_sequences
         first = self._n_sequences * self._sequence_tokens
         for key, (code, places) in codes.items():
-            self._codes[key].append(_Part.of(code, places, first=first))
+            self._codes[key].append(Entries.of(code, places, first=first))
         self._batches.append(batch)
         self._n_sequences += len(batch.input_ids)
         if self.room_sequences == 0:
@@ -81,7 +83,14 @@ class IndexWriter:
             return
         shard_tokens = self._n_sequences * self._sequence_tokens
         for key, parts in self._codes.items():
-            _write_sorted(codes_path(self._folder, key, self._number), parts, self._d_saes[key], shard_tokens)
+            shard = Entries.joined(parts).by_latent(self._d_saes[key])
+            write_codes(
+                codes_path(self._folder, key, self._number),
+                offsets=shard.offsets,
+                places=stored_places(shard.tokens, shard_tokens=shard_tokens),
+                values=shard.values,
+                n_rows=shard.n_rows,
+            )
         ids, is_token, is_row = (
             torch.cat([getattr(batch, part) for batch in self._batches]).numpy()
             for part in ("input_ids", "attention_mask", "is_row")
@@ -99,33 +108,48 @@ class IndexWriter:
             raise UserError(f"An index must be of one text. {path} holds another. Make it anew with --reindex.")
 
 
-class _Part:
-    """The firings of one batch, token by token: latents, places within the shard, values; and how many rows it had."""
+@dataclass(frozen=True)
+class Entries:
+    """Entries of an SAE's latents, token by token.
 
-    def __init__(
-        self, latents: Int[Tensor, " e"], places: Int[Tensor, " e"], values: Float[Tensor, " e"], n_rows: int
-    ) -> None:
-        self.latents, self.places, self.values, self.n_rows = latents, places, values, n_rows
+    Attributes:
+        latents: which fired.
+        tokens: at which token of the shard, or of all tokens.
+        values: how strongly, above 0.
+        n_rows: how many tokens were encoded.
+    """
+
+    latents: Int[Tensor, " entries"]
+    tokens: Int[Tensor, " entries"]
+    values: Float[Tensor, " entries"]
+    n_rows: int
 
     @classmethod
-    def of(cls, code: SparseCode, places: Int[Tensor, " rows"], *, first: int) -> "_Part":
+    def of(cls, code: SparseCode, places: Int[Tensor, " rows"], *, first: int = 0) -> "Entries":
+        """Of a code; its places with value 0 are no firings.
+
+        Args:
+            code: [rows k].
+            places: the token of each row, ascending.
+            first: added to each of them.
+        """
         fires: Bool[Tensor, "rows k"] = code.values > 0
         at = (places[:, None] + first).expand_as(code.indices)[fires]
         latents, at, values = code.indices[fires].int().cpu(), at.int().cpu(), code.values[fires].float().cpu()
         return cls(latents, at, values, len(places))
 
+    @classmethod
+    def joined(cls, parts: Sequence["Entries"]) -> "Entries":
+        """One after the other."""
+        latents, tokens, values = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("latents", "tokens", "values")
+        )
+        return cls(latents, tokens, values, sum(part.n_rows for part in parts))
 
-def _write_sorted(path: Path, parts: list[_Part], d_sae: int, shard_tokens: int) -> None:
-    """By latent; the sort is stable, so that a latent's places ascend as they came."""
-    latents = torch.cat([part.latents for part in parts]).numpy()
-    # 16-bit keys are sorted by radix: five times as fast as by merging (docs/LOG.md).
-    order = np.argsort(latents.astype(np.uint16) if d_sae <= 2**16 else latents, kind="stable")
-    offsets = np.concatenate([[0], np.bincount(latents, minlength=d_sae).cumsum()])
-    places = torch.cat([part.places for part in parts]).numpy()[order]
-    write_codes(
-        path,
-        offsets=offsets,
-        places=stored_places(places, shard_tokens=shard_tokens),
-        values=torch.cat([part.values for part in parts]).numpy()[order],
-        n_rows=sum(part.n_rows for part in parts),
-    )
+    def by_latent(self, d_sae: int) -> CodeShard:
+        """Listed by latent; the sort is stable, so that a latent's tokens ascend as they came."""
+        latents = self.latents.numpy()
+        # 16-bit keys are sorted by radix: five times as fast as by merging (docs/LOG.md).
+        order = np.argsort(latents.astype(np.uint16) if d_sae <= 2**16 else latents, kind="stable")
+        offsets = np.concatenate([[0], np.bincount(latents, minlength=d_sae).cumsum()])
+        return CodeShard(offsets, self.tokens.numpy()[order].astype(np.int64), self.values.numpy()[order], self.n_rows)

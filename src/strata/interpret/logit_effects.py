@@ -45,7 +45,7 @@ class LogitEffects:
         """
         n = min(n, len(matrix))
         found: list[tuple[Tensor, ...]] = []
-        for rows in W_dec.detach().float().split(max(1, _CHUNK_ENTRIES // len(matrix))):
+        for rows in torch.split(W_dec.detach().float(), max(1, _CHUNK_ENTRIES // len(matrix))):
             effects = rows.to(matrix.device) @ matrix.t()
             top, bottom = effects.topk(n), effects.topk(n, largest=False)
             found.append((top.indices.int(), top.values, bottom.indices.int(), bottom.values))

@@ -5,11 +5,12 @@ from typing import Any
 
 from strata.atomic import as_json
 from strata.config.interpret import IndexConfig
-from strata.errors import UserError, did_you_mean
+from strata.evaluate.places import named_places, places_of
 from strata.evaluate.run_model import check_weights, language_model_of
-from strata.evaluate.runs import Run, open_run, saes_of
-from strata.interpret.building import Reading, build, record_of, sae_hashes
+from strata.evaluate.runs import Run, open_run
 from strata.interpret.index import FeatureIndex
+from strata.interpret.index_building import build
+from strata.interpret.index_record import Reading, record_of, sae_hashes
 from strata.lm.text import open_texts
 from strata.sae.model import SAE
 
@@ -27,7 +28,7 @@ def index_run(config: IndexConfig, *, progress: bool = True) -> FeatureIndex:
         UserError: no finished run, unknown sites, a text without a token.
     """
     run = open_run(config.run)
-    saes = _wanted(run, config, progress=progress)
+    saes = {place.key: place.load() for place in named_places(places_of(run, progress=progress), config.sites)}
     data = run.data if config.data == "auto" else config.data
     reading = Reading(data, config.n_tokens, run.config["context_tokens"], run.text_batch_size, config.lm_dtype)
     stated = _stated(run, reading, saes)
@@ -59,20 +60,6 @@ def chosen_keys(index: FeatureIndex, sites: Sequence[str]) -> list[str]:
         return index.keys
     wanted = {key for name in sites for key in index.keys_of(name)}
     return [key for key in index.keys if key in wanted]
-
-
-def _wanted(run: Run, config: IndexConfig, *, progress: bool) -> dict[str, SAE]:
-    """The SAEs by their folders."""
-    found = {one.path: one for one in saes_of(run, progress=progress)}
-    if config.sites == ("all",):
-        return {path: one.sae for path, one in found.items()}
-    chosen = {}
-    for name in config.sites:
-        paths = [path for path, one in found.items() if name in (path, one.site)]
-        if not paths:
-            raise UserError(f"`sites` must be of the run. Got {name!r}.{did_you_mean(name, found)}")
-        chosen |= {path: found[path].sae for path in paths}
-    return chosen
 
 
 def _stated(run: Run, reading: Reading, saes: Mapping[str, SAE]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from markupsafe import escape
+from torch import Tensor
 
 from strata.activations.harvest import harvest, token_stream
 from strata.errors import UserError, did_you_mean
-from strata.interpret.texts import ShownText
+from strata.interpret.shown_texts import ShownText
 from strata.lm.model import LanguageModel
 from strata.lm.vocabulary import token_texts
 from strata.sae.group import GroupSAE
@@ -101,7 +102,8 @@ def top_features(
         raise UserError(f"`by` must be one of {', '.join(orders)}. Got {by!r}.{did_you_mean(by, orders)}")
     if n < 1:
         raise UserError(f"`n` must be at least 1. Got {n}. Leave it out for 10.")
-    ids, latents = [], []
+    ids: list[Tensor] = []
+    latents: list[Tensor] = []
     for batch in token_stream(lm, [text], text_batch_size=1):
         found = torch.zeros(batch.input_ids.numel(), sae.d_sae)
         is_row = batch.is_row.reshape(-1)
@@ -113,11 +115,11 @@ def top_features(
     latent = torch.cat(latents)  # [tokens d_sae]
     n_fired, largest = (latent > 0).sum(0), latent.amax(0)
     order = {"activation": largest, "mean": latent.mean(0), "tokens": n_fired.float()}[by]
-    ranked = order.argsort(descending=True, stable=True)[:n].tolist()
+    ranked = [int(i) for i in order.argsort(descending=True, stable=True)[:n]]
     vocabulary = token_texts(lm.tokenizer, lm.vocabulary_size)
-    tokens = tuple(vocabulary[number] for number in torch.cat(ids).tolist())
+    tokens = tuple(vocabulary[int(number)] for number in torch.cat(ids).numpy())
     features = (
-        TextFeature(i, largest[i].item(), int(n_fired[i]), ShownText(tokens, tuple(latent[:, i].tolist()),
+        TextFeature(i, largest[i].item(), int(n_fired[i]), ShownText(tokens, tuple(latent[:, i].numpy().tolist()),
                                                                    int(latent[:, i].argmax())))
         for i in ranked if n_fired[i] > 0
     )  # fmt: skip

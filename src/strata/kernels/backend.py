@@ -10,13 +10,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from strata.errors import UserError
+from strata.kernels.operands import (
+    AdamRows,
+    Bias,
+    ByLatent,
+    LatentStarts,
+    PerEntry,
+    Places,
+    Rows,
+    RowStarts,
+    Weight,
+    WholeRows,
+)
 
 _CHOICES = ("auto", "pytorch", "native", "triton")
-
-Weight = Float[Tensor, "d_sae d_in"]
-Rows = Float[Tensor, "rows d_in"]
-PerEntry = Float[Tensor, " entries"]
-Places = Int[Tensor, " entries"]
 
 
 @runtime_checkable
@@ -28,7 +35,7 @@ class Kernels(Protocol):
     """
 
     def topk(
-        self, z: Rows, W_enc: Weight, bias: Float[Tensor, " d_sae"], k: int, *, score_dtype: torch.dtype
+        self, z: Rows, W_enc: Weight, bias: Bias, k: int, *, score_dtype: torch.dtype
     ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
         """The k largest pre-activations z·W_encᵀ + bias of every row, in no particular order, and their latents,
         without holding [rows d_sae].
@@ -38,18 +45,12 @@ class Kernels(Protocol):
         """
         ...
 
-    def product(self, z: Rows, W_enc: Weight, bias: Float[Tensor, " d_sae"], *, score_dtype: torch.dtype) -> None:
+    def product(self, z: Rows, W_enc: Weight, bias: Bias, *, score_dtype: torch.dtype) -> None:
         """The scores that `topk` would look at, looked at by nobody: the floor of a step, for measurements."""
         ...
 
     def above(
-        self,
-        z: Rows,
-        W_enc: Weight,
-        bias: Float[Tensor, " d_sae"],
-        floor: Float[Tensor, "..."],
-        *,
-        score_dtype: torch.dtype,
+        self, z: Rows, W_enc: Weight, bias: Bias, floor: Float[Tensor, "..."], *, score_dtype: torch.dtype
     ) -> tuple[PerEntry, Places, Places]:
         """All pre-activations above a floor, one for all latents (0-d) or one for each ([d_sae]), with their rows and
         latents, ordered by row, then latent.
@@ -57,7 +58,7 @@ class Kernels(Protocol):
         ...
 
     def decode(
-        self, values: PerEntry, latents: Places, starts: Int[Tensor, " rows"], weight: Weight
+        self, values: PerEntry, latents: Places, starts: RowStarts, weight: Weight
     ) -> Float[Tensor, "rows d_in"]:
         """Σ over a row's entries of value · weight[latent]."""
         ...
@@ -67,7 +68,7 @@ class Kernels(Protocol):
         values: PerEntry,
         rows: Places,
         latents: Places,
-        starts: Int[Tensor, " rows"],
+        starts: RowStarts,
         weight: Weight,
         target: Rows,
         keep: Float[Tensor, " rows"],
@@ -81,53 +82,34 @@ class Kernels(Protocol):
         """⟨a[bag], weight[latent]⟩ of every entry."""
         ...
 
-    def by_latent(self, latents: Places, d_sae: int) -> tuple[Places, Int[Tensor, " latents_and_end"]]:
+    def by_latent(self, latents: Places, d_sae: int) -> tuple[Places, LatentStarts]:
         """The entries' places in the order of their latents (those of one latent in the list's order), and where each
         latent's begin, with the end: [d_sae + 1].
         """
         ...
 
-    def row_sums(
-        self, rows: Places, amounts: PerEntry, starts: Int[Tensor, " latents_and_end"], inputs: Float[Tensor, "rows d"]
-    ) -> Float[Tensor, "d_sae d"]:
-        """Σ over each latent's entries of amount · inputs[row]; rows and amounts are in the order of latents."""
+    def row_sums(self, listed: ByLatent) -> Float[Tensor, "d_sae d"]:
+        """Σ over each latent's entries of amount · inputs[row]."""
         ...
 
     def adam_rows_(
         self,
-        weight: Weight,
-        first: Weight,
-        second: Weight,
-        last_step: Int[Tensor, " d_sae"],
+        held: AdamRows,
+        listed: ByLatent,
+        beside: WholeRows,
         *,
-        rows: Places,
-        amounts: PerEntry,
-        starts: Int[Tensor, " latents_and_end"],
-        inputs: Float[Tensor, "rows d_in"],
-        extra: Float[Tensor, "few d_in"],
-        extra_of: Int[Tensor, " d_sae"],
         rate: Float[Tensor, ""],
         step: Int[Tensor, ""],
-        unit_rows: bool,
     ) -> None:
         """One step of Adam (β 0.9 and 0.999, ε 1e-8) on the rows of a weight that have a gradient, in one pass and in
-        place: `optim.RowAdam` says what it computes.
+        place: `sae.row_adam` says what it computes.
 
         Args:
-            weight: updated.
-            first: mean of the gradients.
-            second: mean of their squares.
-            last_step: of each row the step of its last update (int32), 0 before the first.
-            rows: as for `row_sums`, with amounts, starts and inputs: the gradient.
-            amounts: see rows.
-            starts: see rows.
-            inputs: see rows.
-            extra: whole rows of gradient beside it.
-            extra_of: of each latent the number of its row in `extra` (int32), -1 without.
+            held: the weight and its moments.
+            listed: the gradient, by latent.
+            beside: whole rows of gradient that are added to it.
             rate: learning rate, 0-d on the device.
             step: number of this step, from 1 (int32, 0-d on the device).
-            unit_rows: the part of the gradient along the weight's row is taken out first, and the row has unit norm
-                afterwards.
         """
         ...
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from strata.kernels.backend import kernels
+from strata.kernels.operands import ByLatent, LatentStarts, Places, RowStarts
 
 Weight = Float[Tensor, "d_sae _"]
 PerEntry = Float[Tensor, "..."]
@@ -29,8 +30,8 @@ class SparseEntries:
         d_sae: latents of the SAE.
     """
 
-    rows: Int[Tensor, " entries"]
-    latents: Int[Tensor, " entries"]
+    rows: Places
+    latents: Places
     n_rows: int
     d_sae: int
 
@@ -42,17 +43,22 @@ class SparseEntries:
         return cls(rows, indices.reshape(-1), n_rows, d_sae)
 
     @cached_property
-    def by_latent(self) -> tuple[Int[Tensor, " entries"], Int[Tensor, " latents_and_end"]]:
+    def _order(self) -> tuple[Places, LatentStarts]:
         """The entries' places in the order of their latents, and where each latent's begin, with the end."""
         return kernels(self.latents.device).by_latent(self.latents, self.d_sae)
 
     @cached_property
-    def rows_by_latent(self) -> Int[Tensor, " entries"]:
+    def _rows_by_latent(self) -> Places:
         """The entries' rows in the order of their latents."""
-        return self.rows.index_select(0, self.by_latent[0])
+        return self.rows.index_select(0, self._order[0])
+
+    def by_latent(self, amounts: PerEntry, inputs: Float[Tensor, "rows _"]) -> ByLatent:
+        """Amounts of the entries and the inputs that go with their rows, in the order of latents."""
+        order, starts = self._order
+        return ByLatent(self._rows_by_latent, amounts.index_select(0, order), starts, inputs)
 
     @cached_property
-    def row_starts(self) -> Int[Tensor, " rows"]:
+    def row_starts(self) -> RowStarts:
         """Where each row's entries begin."""
         counts = torch.bincount(self.rows, minlength=self.n_rows)
         return counts.cumsum(0) - counts
@@ -93,13 +99,11 @@ class SparseEntries:
         """Σ over a latent's entries of amount · inputs[row]: of the decoder (inputs = ∂L/∂ẑ) or the encoder (inputs =
         the rows).
         """
-        order, starts = self.by_latent
-        return kernels(inputs.device).row_sums(self.rows_by_latent, amounts[order], starts, inputs)
+        return kernels(inputs.device).row_sums(self.by_latent(amounts, inputs))
 
-    def note_fired(self, last_fired: Int[Tensor, " d_sae"], values: PerEntry, now: int) -> None:
-        """Set `now` for the latents that have a value above 0."""
-        times = torch.where(values > 0, now, 0).to(last_fired.dtype)
-        last_fired.scatter_reduce_(0, self.latents, times, reduce="amax")
+    def fired(self, values: PerEntry) -> Bool[Tensor, " d_sae"]:
+        """Which latents have a value above 0."""
+        return any_by_latent(self.latents, values > 0, self.d_sae)
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,15 @@ class DenseEntries:
         """Σ over rows of amount · inputs[row]."""
         return amounts.t() @ inputs
 
-    def note_fired(self, last_fired: Int[Tensor, " d_sae"], values: PerEntry, now: int) -> None:
-        """Set `now` for the latents that have a value above 0."""
-        last_fired.masked_fill_((values > 0).any(0), now)
+    def fired(self, values: PerEntry) -> Bool[Tensor, " d_sae"]:
+        """Which latents have a value above 0."""
+        return (values > 0).any(0)
 
 
 Entries = SparseEntries | DenseEntries
+
+
+def any_by_latent(latents: Places, holds: Bool[Tensor, " entries"], d_sae: int) -> Bool[Tensor, " d_sae"]:
+    """Of which latents it holds for some entry."""
+    found = torch.zeros(d_sae, dtype=torch.int32, device=latents.device)
+    return found.scatter_reduce_(0, latents, holds.int(), reduce="amax") > 0

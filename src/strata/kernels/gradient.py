@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from strata.kernels.entries import SparseEntries
+from strata.kernels.operands import ByLatent, WholeRows
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class RowGradient:
         rows: these rows, [few d].
     """
 
-    parts: list[Part] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list[Part])
     latents: Int[Tensor, " few"] | None = None
     rows: Float[Tensor, "few d"] | None = None
 
@@ -59,9 +60,8 @@ class RowGradient:
             total.index_add_(0, self.latents.clamp_max(len(total) - 1), self.rows)
         return total
 
-    def by_latent(self, d_sae: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All entries in the order of their latents: rows, amounts, where each latent's begin (with the end), and the
-        inputs that the rows number.
+    def by_latent(self, d_sae: int, like: Tensor) -> ByLatent:
+        """All entries in the order of their latents.
 
         Args:
             d_sae: latents.
@@ -69,25 +69,24 @@ class RowGradient:
         """
         if not self.parts:
             none = torch.zeros(0, dtype=torch.int64, device=like.device)
-            return none, like.new_zeros(0), none.new_zeros(d_sae + 1), like[:0]
-        entries, amounts, inputs = self.parts[0].entries, self.parts[0].amounts, self.parts[0].inputs
-        if len(self.parts) > 1:
-            firsts = [0, *accumulate(part.entries.n_rows for part in self.parts)]
-            rows = torch.cat([part.entries.rows + first for part, first in zip(self.parts, firsts, strict=False)])
-            latents = torch.cat([part.entries.latents for part in self.parts])
-            entries = SparseEntries(rows, latents, firsts[-1], d_sae)
-            amounts = torch.cat([part.amounts for part in self.parts])
-            inputs = torch.cat([part.inputs for part in self.parts])
-        order, starts = entries.by_latent
-        return entries.rows_by_latent, amounts.index_select(0, order), starts, inputs
+            return ByLatent(none, like.new_zeros(0), none.new_zeros(d_sae + 1), like[:0])
+        if len(self.parts) == 1:
+            part = self.parts[0]
+            return part.entries.by_latent(part.amounts, part.inputs)
+        firsts = [0, *accumulate(part.entries.n_rows for part in self.parts)]
+        rows = torch.cat([part.entries.rows + first for part, first in zip(self.parts, firsts, strict=False)])
+        latents = torch.cat([part.entries.latents for part in self.parts])
+        amounts = torch.cat([part.amounts for part in self.parts])
+        inputs = torch.cat([part.inputs for part in self.parts])
+        return SparseEntries(rows, latents, firsts[-1], d_sae).by_latent(amounts, inputs)
 
-    def extra(self, d_sae: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The whole rows beside the entries, and of each latent the number of its own (int32), -1 without."""
+    def beside(self, d_sae: int, like: Tensor) -> WholeRows:
+        """The whole rows beside the entries; arguments as of `by_latent`."""
         number_of = torch.full((d_sae + 1,), -1, dtype=torch.int32, device=like.device)  # the last one of padding
         if self.latents is None or self.rows is None:
-            return like[:0], number_of[:d_sae]
+            return WholeRows(like[:0], number_of[:d_sae])
         number_of[self.latents] = torch.arange(len(self.latents), dtype=torch.int32, device=like.device)
-        return self.rows, number_of[:d_sae]
+        return WholeRows(self.rows, number_of[:d_sae])
 
 
 Gradient = Float[Tensor, "..."] | RowGradient

@@ -22,13 +22,20 @@ from torch import Tensor
 
 from strata.cache import cache_folder
 from strata.kernels import pytorch
-from strata.kernels.pytorch import BETAS, EPS
-
-Weight = Float[Tensor, "d_sae d_in"]
-Rows = Float[Tensor, "rows d_in"]
-Bias = Float[Tensor, " d_sae"]
-PerEntry = Float[Tensor, " entries"]
-Places = Int[Tensor, " entries"]
+from strata.kernels.operands import (
+    BETAS,
+    EPS,
+    AdamRows,
+    Bias,
+    ByLatent,
+    LatentStarts,
+    PerEntry,
+    Places,
+    Rows,
+    RowStarts,
+    Weight,
+    WholeRows,
+)
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = (
@@ -87,12 +94,9 @@ def topk(
     if score_dtype == torch.int8:
         _call("strata_topk_int8", z, W_enc, bias, n, d_in, d_sae, k, values, latents, _threads())
         return values, latents
-    chunk = max(1, min(n, _CHUNK_BYTES // (4 * d_sae)))
-    buffer = z.new_empty(chunk, d_sae)
-    for start in range(0, n, chunk):
-        part = torch.addmm(bias, z[start : start + chunk], W_enc.t(), out=buffer[: min(chunk, n - start)])
-        found = values[start : start + chunk], latents[start : start + chunk]
-        _call("strata_topk_scores", part, len(part), d_sae, k, *found, _threads())
+    for start, part in pytorch.scores(z, W_enc, bias, dtype=torch.float32, chunk_bytes=_CHUNK_BYTES):
+        here = slice(start, start + len(part))
+        _call("strata_topk_scores", part, len(part), d_sae, k, values[here], latents[here], _threads())
     return values, latents
 
 
@@ -120,9 +124,7 @@ def above(
     return values, rows, latents
 
 
-def decode(
-    values: PerEntry, latents: Places, starts: Int[Tensor, " rows"], weight: Weight
-) -> Float[Tensor, "rows d_in"]:
+def decode(values: PerEntry, latents: Places, starts: RowStarts, weight: Weight) -> Float[Tensor, "rows d_in"]:
     """See `backend.Kernels.decode`."""
     if not _plain(values, weight):
         return pytorch.decode(values, latents, starts, weight)
@@ -136,7 +138,7 @@ def residual(
     values: PerEntry,
     rows: Places,
     latents: Places,
-    starts: Int[Tensor, " rows"],
+    starts: RowStarts,
     weight: Weight,
     target: Rows,
     keep: Float[Tensor, " rows"],
@@ -159,7 +161,7 @@ def dot(a: Float[Tensor, "bags d"], bags: Places, weight: Float[Tensor, "d_sae d
     return out
 
 
-def by_latent(latents: Places, d_sae: int) -> tuple[Places, Int[Tensor, " latents_and_end"]]:
+def by_latent(latents: Places, d_sae: int) -> tuple[Places, LatentStarts]:
     """See `backend.Kernels.by_latent`: a counting sort."""
     latents = latents.contiguous()
     order, starts = _places(len(latents)), _places(d_sae + 1)
@@ -167,38 +169,25 @@ def by_latent(latents: Places, d_sae: int) -> tuple[Places, Int[Tensor, " latent
     return order, starts
 
 
-def row_sums(
-    rows: Places, amounts: PerEntry, starts: Int[Tensor, " latents_and_end"], inputs: Float[Tensor, "rows d"]
-) -> Float[Tensor, "d_sae d"]:
+def row_sums(listed: ByLatent) -> Float[Tensor, "d_sae d"]:
     """See `backend.Kernels.row_sums`."""
-    if not _plain(amounts, inputs):
-        return pytorch.row_sums(rows, amounts, starts, inputs)
-    rows, amounts, inputs = rows.contiguous(), amounts.contiguous(), inputs.contiguous()
-    out = inputs.new_empty(len(starts) - 1, inputs.shape[1])
-    _call("strata_row_sums", rows, amounts, starts, inputs, len(out), inputs.shape[1], out, _threads())
+    if not _plain(listed.amounts, listed.inputs):
+        return pytorch.row_sums(listed)
+    inputs = listed.inputs.contiguous()
+    out = inputs.new_empty(len(listed.starts) - 1, inputs.shape[1])
+    lists = (listed.rows.contiguous(), listed.amounts.contiguous(), listed.starts, inputs)
+    _call("strata_row_sums", *lists, *out.shape, out, _threads())
     return out
 
 
 def adam_rows_(
-    weight: Weight,
-    first: Weight,
-    second: Weight,
-    last_step: Int[Tensor, " d_sae"],
-    *,
-    rows: Places,
-    amounts: PerEntry,
-    starts: Int[Tensor, " latents_and_end"],
-    inputs: Float[Tensor, "rows d_in"],
-    extra: Float[Tensor, "few d_in"],
-    extra_of: Int[Tensor, " d_sae"],
-    rate: Float[Tensor, ""],
-    step: Int[Tensor, ""],
-    unit_rows: bool,
+    held: AdamRows, listed: ByLatent, beside: WholeRows, *, rate: Float[Tensor, ""], step: Int[Tensor, ""]
 ) -> None:
     """See `backend.Kernels.adam_rows_`."""
-    gradient = (rows.contiguous(), amounts.contiguous(), starts, inputs.contiguous(), extra.contiguous(), extra_of)
-    numbers = (*weight.shape, rate.item(), int(step), int(unit_rows), *BETAS, EPS, _threads())
-    _call("strata_adam_rows", weight, first, second, last_step, *gradient, *numbers)
+    lists = (listed.rows.contiguous(), listed.amounts.contiguous(), listed.starts, listed.inputs.contiguous())
+    gradient = (*lists, beside.rows.contiguous(), beside.number_of)
+    numbers = (*held.weight.shape, rate.item(), int(step), int(held.unit_rows), *BETAS, EPS, _threads())
+    _call("strata_adam_rows", held.weight, held.first, held.second, held.last_step, *gradient, *numbers)
 
 
 def _plain(*tensors: Tensor) -> bool:

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from strata.kernels import triton
-from strata.kernels.entries import PerEntry, PerLatent, SparseEntries, Weight
+from strata.kernels.entries import PerEntry, PerLatent, SparseEntries, Weight, any_by_latent
+from strata.kernels.operands import ByLatent, RowStarts
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class PaddedEntries(SparseEntries):
         return torch.searchsorted(self.rows, torch.arange(self.n_rows + 1, device=self.rows.device))
 
     @cached_property
-    def row_starts(self) -> Int[Tensor, " rows"]:
+    def row_starts(self) -> RowStarts:
         """Where each row's entries begin."""
         return self._bounds[:-1]
 
@@ -48,9 +49,9 @@ class PaddedEntries(SparseEntries):
 
     def sum_by_latent(self, amounts: PerEntry) -> PerLatent:
         """Σ over a latent's entries, in their order: on CUDA `index_add_` takes any."""
-        order, starts = self.by_latent
-        one = amounts.new_ones(1, 1)
-        return triton.row_sums(torch.zeros_like(order), amounts[order], starts, one).squeeze(1)
+        order, starts = self._order
+        listed = ByLatent(torch.zeros_like(order), amounts[order], starts, amounts.new_ones(1, 1))
+        return triton.row_sums(listed).squeeze(1)
 
     def decode(self, values: PerEntry, weight: Weight) -> Float[Tensor, "rows _"]:
         """Σ over a row's entries of value · weight[latent]."""
@@ -63,7 +64,6 @@ class PaddedEntries(SparseEntries):
         end = self._bounds[-1]
         return triton.residual(values, self.rows, self.latents, self.row_starts, weight, target, keep, end=end)
 
-    def note_fired(self, last_fired: Int[Tensor, " d_sae"], values: PerEntry, now: int | Int[Tensor, ""]) -> None:
-        """Set `now` for the latents that have a value above 0."""
-        times = torch.where(values > 0, now, 0).to(last_fired.dtype)
-        last_fired.scatter_reduce_(0, self.latents.clamp_max(self.d_sae - 1), times, reduce="amax")
+    def fired(self, values: PerEntry) -> Bool[Tensor, " d_sae"]:
+        """Which latents have a value above 0."""
+        return any_by_latent(self.latents.clamp_max(self.d_sae - 1), values > 0, self.d_sae)

@@ -4,24 +4,33 @@
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Weight = Float[Tensor, "d_sae d_in"]
-Rows = Float[Tensor, "rows d_in"]
-Bias = Float[Tensor, " d_sae"]
-PerEntry = Float[Tensor, " entries"]
-Places = Int[Tensor, " entries"]
+from strata.kernels.operands import (
+    BETAS,
+    EPS,
+    AdamRows,
+    Bias,
+    ByLatent,
+    LatentStarts,
+    PerEntry,
+    Places,
+    Rows,
+    RowStarts,
+    Weight,
+    WholeRows,
+)
+from strata.shapes import lengths
 
 # Scores of one chunk of rows live in a buffer of at most this many bytes. It bounds the memory; chunks of 6 to 100 MB
 # took the same time within the noise (docs/LOG.md).
 _CHUNK_BYTES = 24 * 2**20
 # How many rounding errors of a typical product are allowed for below a floor, in `lowered`: each is some 0.3 of these.
 _MARGIN = 4.0
-
-BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam, in every kernel
 
 
 def group_size(d_sae: int, k: int) -> int:
@@ -59,14 +68,21 @@ def topk_rows(scores: Float[Tensor, "rows d_sae"], k: int) -> tuple[Tensor, Tens
 
 
 def scores(
-    z: Rows, W_enc: Weight, bias: Bias, *, dtype: torch.dtype
+    z: Rows, W_enc: Weight, bias: Bias, *, dtype: torch.dtype, chunk_bytes: int = _CHUNK_BYTES
 ) -> Iterator[tuple[int, Float[Tensor, "chunk d_sae"]]]:
     """Pre-activations z·W_encᵀ + bias chunk by chunk: the number of its first row, and a buffer that the next chunk
     overwrites.
+
+    Args:
+        z: inputs.
+        W_enc: encoder.
+        bias: of it.
+        dtype: precision of the product.
+        chunk_bytes: most that the buffer holds, but for a single row.
     """
     weight, inputs, offset = W_enc.to(dtype), z.to(dtype), bias.to(dtype)
     n_rows, d_sae = len(z), len(W_enc)
-    chunk = max(1, min(n_rows, _CHUNK_BYTES // (d_sae * weight.element_size())))
+    chunk = max(1, min(n_rows, chunk_bytes // (d_sae * weight.element_size())))
     buffer = torch.empty(chunk, d_sae, dtype=dtype, device=z.device)
     for start in range(0, n_rows, chunk):
         part = inputs[start : start + chunk]
@@ -128,7 +144,7 @@ def lowered(floor: Float[Tensor, "..."], z: Rows, W_enc: Weight, bias: Bias, *, 
         the limits, in `score_dtype`.
     """
     step = torch.finfo(score_dtype).eps  # rounding errs by half of it at most
-    terms = z.square().mean().sqrt() * W_enc.norm(dim=1)
+    terms = z.square().mean().sqrt() * lengths(W_enc)
     margin = step * (floor.abs() + bias.abs() + _MARGIN * terms)
     return (floor - margin).to(score_dtype)
 
@@ -138,9 +154,7 @@ def rescored(z: Rows, W_enc: Weight, bias: Bias, *, rows: Places, latents: Place
     return dot(z, rows, W_enc, latents) + bias[latents]
 
 
-def decode(
-    values: PerEntry, latents: Places, starts: Int[Tensor, " rows"], weight: Weight
-) -> Float[Tensor, "rows d_in"]:
+def decode(values: PerEntry, latents: Places, starts: RowStarts, weight: Weight) -> Float[Tensor, "rows d_in"]:
     """See `backend.Kernels.decode`."""
     return torch.nn.functional.embedding_bag(latents, weight, starts, per_sample_weights=values, mode="sum")
 
@@ -149,7 +163,7 @@ def residual(
     values: PerEntry,
     rows: Places,
     latents: Places,
-    starts: Int[Tensor, " rows"],
+    starts: RowStarts,
     weight: Weight,
     target: Rows,
     keep: Float[Tensor, " rows"],
@@ -165,46 +179,36 @@ def dot(a: Float[Tensor, "bags d"], bags: Places, weight: Float[Tensor, "d_sae d
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(a, weight, latents, unused, bags, 0)
 
 
-def by_latent(latents: Places, d_sae: int) -> tuple[Places, Int[Tensor, " latents_and_end"]]:
+def by_latent(latents: Places, d_sae: int) -> tuple[Places, LatentStarts]:
     """See `backend.Kernels.by_latent`."""
     order = torch.sort(latents.to(torch.int32), stable=True).indices
     ends = torch.bincount(latents, minlength=d_sae).cumsum(0)
     return order, torch.cat([ends.new_zeros(1), ends])
 
 
-def row_sums(
-    rows: Places, amounts: PerEntry, starts: Int[Tensor, " latents_and_end"], inputs: Float[Tensor, "rows d"]
-) -> Float[Tensor, "d_sae d"]:
+def row_sums(listed: ByLatent) -> Float[Tensor, "d_sae d"]:
     """See `backend.Kernels.row_sums`."""
-    return torch.nn.functional.embedding_bag(rows, inputs, starts[:-1], per_sample_weights=amounts, mode="sum")
+    return torch.nn.functional.embedding_bag(
+        listed.rows, listed.inputs, listed.starts[:-1], per_sample_weights=listed.amounts, mode="sum"
+    )
 
 
 @torch.no_grad()
 def adam_rows_(
-    weight: Weight,
-    first: Weight,
-    second: Weight,
-    last_step: Int[Tensor, " d_sae"],
-    *,
-    rows: Places,
-    amounts: PerEntry,
-    starts: Int[Tensor, " latents_and_end"],
-    inputs: Float[Tensor, "rows d_in"],
-    extra: Float[Tensor, "few d_in"],
-    extra_of: Int[Tensor, " d_sae"],
-    rate: Float[Tensor, ""],
-    step: Int[Tensor, ""],
-    unit_rows: bool,
+    held: AdamRows, listed: ByLatent, beside: WholeRows, *, rate: Float[Tensor, ""], step: Int[Tensor, ""]
 ) -> None:
     """See `backend.Kernels.adam_rows_`."""
-    gradient = row_sums(rows, amounts, starts, inputs)
-    has_extra = extra_of >= 0
-    if len(extra):
-        gradient += torch.where(has_extra.unsqueeze(1), extra[extra_of.clamp_min(0).long()], 0.0)
-    touched = (starts[1:] > starts[:-1]) | has_extra
-    if unit_rows:
-        gradient.addcmul_(weight, torch.linalg.vecdot(gradient, weight).unsqueeze(1), value=-1)
-    passed = (step - last_step).float()
+    weight, first, second = held.weight, held.first, held.second
+    gradient = row_sums(listed)
+    is_beside = beside.number_of >= 0
+    if len(beside.rows):
+        whole = beside.rows[beside.number_of.clamp_min(0).long()]
+        gradient += torch.where(is_beside.unsqueeze(1), whole, 0.0)
+    touched = (listed.starts[1:] > listed.starts[:-1]) | is_beside
+    if held.unit_rows:
+        along = cast(Tensor, torch.linalg.vecdot(gradient, weight))  # PyTorch states no types for it
+        gradient.addcmul_(weight, along.unsqueeze(1), value=-1)
+    passed = (step - held.last_step).float()
     keep_first, keep_second = (torch.where(touched, beta**passed, 1.0).unsqueeze(1) for beta in BETAS)
     share = touched.float().unsqueeze(1)
     first.mul_(keep_first).addcmul_(gradient, share, value=1 - BETAS[0])
@@ -212,15 +216,15 @@ def adam_rows_(
     first_share, second_share = (1 - beta ** step.float() for beta in BETAS)
     moved = (first / first_share).div_((second / second_share).sqrt_().add_(EPS)).mul_(rate * share)
     weight.sub_(moved)
-    last_step.copy_(torch.where(touched, step, last_step))
-    if unit_rows:
+    held.last_step.copy_(torch.where(touched, step, held.last_step))
+    if held.unit_rows:
         unit_rows_(weight)
 
 
 @torch.no_grad()
 def unit_rows_(weight: Tensor) -> None:
     """Scale the rows of [d_sae d_in] to unit norm in place; a zero row becomes a unit vector of the axes, never NaN."""
-    norms = weight.norm(dim=1)
+    norms = lengths(weight)
     empty = norms == 0
     latents = torch.arange(len(weight), device=weight.device)
     weight.index_put_((latents, latents % weight.shape[1]), empty.to(weight.dtype), accumulate=True)

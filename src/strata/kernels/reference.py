@@ -119,7 +119,7 @@ def _batchtopk(objective: Objective, params: Mapping[str, Tensor], u: Inputs, ke
 def _relu(objective: Objective, params: Mapping[str, Tensor], u: Inputs, keep: Bool[Tensor, " rows"]) -> Code:
     """ReLU; penalty Σ_j code_j ‖W_dec_j‖ with the norm held constant, since the rows are kept at unit norm."""
     values = (u @ params["W_enc"].t() + params["b_enc"]).relu()
-    return Code(values, values @ params["W_dec"].norm(dim=1).detach())
+    return Code(values, values @ params["W_dec"].square().sum(1).sqrt().detach())
 
 
 def _jumprelu(objective: Objective, params: Mapping[str, Tensor], u: Inputs, keep: Bool[Tensor, " rows"]) -> Code:

@@ -10,22 +10,27 @@ import functools
 import importlib.util
 import math
 import os
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from strata.kernels import pytorch
-from strata.kernels.pytorch import BETAS, EPS
-
-Weight = Float[Tensor, "d_sae d_in"]
-Rows = Float[Tensor, "rows d_in"]
-Bias = Float[Tensor, " d_sae"]
-PerEntry = Float[Tensor, " entries"]
-Places = Int[Tensor, " entries"]
-Starts = Int[Tensor, " latents_and_end"]
+from strata.kernels.operands import (
+    BETAS,
+    EPS,
+    AdamRows,
+    Bias,
+    ByLatent,
+    LatentStarts,
+    PerEntry,
+    Places,
+    Rows,
+    RowStarts,
+    Weight,
+    WholeRows,
+)
 
 # Scores of one chunk of rows: well inside the second-level cache of a large GPU (50 MB on an H200).
 _CHUNK_BYTES = 32 * 2**20
@@ -52,7 +57,7 @@ def topk(
     n_rows, d_sae = len(z), len(W_enc)
     values = z.new_empty(n_rows, k)
     latents = torch.empty(n_rows, k, dtype=torch.int64, device=z.device)
-    for start, part in _scores(z, W_enc, bias, dtype=score_dtype):
+    for start, part in pytorch.scores(z, W_enc, bias, dtype=score_dtype, chunk_bytes=_CHUNK_BYTES):
         here = slice(start, start + len(part))
         if _groups(d_sae, k) is None:
             found, latents[here] = pytorch.topk_rows(part, k)
@@ -67,7 +72,7 @@ def topk(
 
 def product(z: Rows, W_enc: Weight, bias: Bias, *, score_dtype: torch.dtype) -> None:
     """See `backend.Kernels.product`."""
-    for _ in _scores(z, W_enc, bias, dtype=score_dtype):
+    for _ in pytorch.scores(z, W_enc, bias, dtype=score_dtype, chunk_bytes=_CHUNK_BYTES):
         pass
 
 
@@ -102,16 +107,6 @@ def _topk_of_rows(scores: Tensor, k: int, *, values: Tensor, latents: Tensor) ->
             SHIFT=0 if scores.dtype == torch.float32 else 16,
             **_launched(scores, n_warps=4 if shape[0] <= 2048 else 8),
         )
-
-
-def _scores(z: Tensor, W_enc: Tensor, bias: Tensor, *, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """As `pytorch.scores`, in chunks that fit the second-level cache."""
-    weight, inputs, offset = W_enc.to(dtype), z.to(dtype), bias.to(dtype)
-    chunk = max(1, min(len(z), _CHUNK_BYTES // (len(W_enc) * weight.element_size())))
-    buffer = torch.empty(chunk, len(W_enc), dtype=dtype, device=z.device)
-    for start in range(0, len(z), chunk):
-        part = inputs[start : start + chunk]
-        yield start, torch.addmm(offset, part, weight.t(), out=buffer[: len(part)])
 
 
 def above(
@@ -154,7 +149,7 @@ def above_in(
     rows = torch.full((capacity,), n_rows, dtype=torch.int64, device=z.device)
     latents = torch.full((capacity,), d_sae, dtype=torch.int64, device=z.device)
     n_found = torch.zeros((), dtype=torch.int64, device=z.device)
-    for start, part in _scores(z, W_enc, bias, dtype=score_dtype):
+    for start, part in pytorch.scores(z, W_enc, bias, dtype=score_dtype, chunk_bytes=_CHUNK_BYTES):
         n_found = _list_above(part, limit, n_found, first_row=start, lists=(pre, rows, latents))
     if not exact:
         pre = _rescored(z, W_enc, bias, rows=rows, latents=latents)
@@ -187,7 +182,7 @@ def _rescored(z: Tensor, W_enc: Tensor, bias: Tensor, *, rows: Tensor, latents: 
 
 
 def decode(
-    values: PerEntry, latents: Places, starts: Int[Tensor, " rows"], weight: Weight, *, end: Tensor | None = None
+    values: PerEntry, latents: Places, starts: RowStarts, weight: Weight, *, end: Tensor | None = None
 ) -> Float[Tensor, "rows d_in"]:
     """See `backend.Kernels.decode`. `end` is where the last row's entries end, 0-d; the list's end if left out."""
     out = weight.new_empty(len(starts), weight.shape[1])
@@ -199,7 +194,7 @@ def residual(
     values: PerEntry,
     rows: Places,
     latents: Places,
-    starts: Int[Tensor, " rows"],
+    starts: RowStarts,
     weight: Weight,
     target: Rows,
     keep: Float[Tensor, " rows"],
@@ -257,7 +252,7 @@ def dot(a: Float[Tensor, "bags d"], bags: Places, weight: Float[Tensor, "d_sae d
     return out
 
 
-def by_latent(latents: Places, d_sae: int) -> tuple[Places, Starts]:
+def by_latent(latents: Places, d_sae: int) -> tuple[Places, LatentStarts]:
     """See `backend.Kernels.by_latent`: the vendor's stable radix sort, over 16 bits where they are enough. Padding
     comes last, behind the end of the last latent.
     """
@@ -267,38 +262,25 @@ def by_latent(latents: Places, d_sae: int) -> tuple[Places, Starts]:
     return order, torch.searchsorted(ordered, every)
 
 
-def row_sums(
-    rows: Places, amounts: PerEntry, starts: Starts, inputs: Float[Tensor, "rows d"]
-) -> Float[Tensor, "d_sae d"]:
+def row_sums(listed: ByLatent) -> Float[Tensor, "d_sae d"]:
     """See `backend.Kernels.row_sums`."""
     from strata.kernels import triton_rows
 
-    d_sae, d = len(starts) - 1, inputs.shape[1]
+    inputs = listed.inputs
+    d_sae, d = len(listed.starts) - 1, inputs.shape[1]
     columns = min(_COLUMNS, _power_of_two(d))
     out = inputs.new_empty(d_sae, d)
+    lists = (listed.rows, listed.amounts, listed.starts, inputs)
     with _on(inputs):
         triton_rows.sum_latents[(d_sae, -(-d // columns))](
-            rows, amounts, starts, inputs, out, len(inputs), d, E=_ENTRIES, D=columns, **_launched(inputs)
+            *lists, out, len(inputs), d, E=_ENTRIES, D=columns, **_launched(inputs)
         )
     return out
 
 
 @torch.no_grad()
 def adam_rows_(
-    weight: Weight,
-    first: Weight,
-    second: Weight,
-    last_step: Int[Tensor, " d_sae"],
-    *,
-    rows: Places,
-    amounts: PerEntry,
-    starts: Starts,
-    inputs: Float[Tensor, "rows d_in"],
-    extra: Float[Tensor, "few d_in"],
-    extra_of: Int[Tensor, " d_sae"],
-    rate: Float[Tensor, ""],
-    step: Int[Tensor, ""],
-    unit_rows: bool,
+    held: AdamRows, listed: ByLatent, beside: WholeRows, *, rate: Float[Tensor, ""], step: Int[Tensor, ""]
 ) -> None:
     """See `backend.Kernels.adam_rows_`.
 
@@ -306,20 +288,22 @@ def adam_rows_(
     """
     from strata.kernels import triton_adam
 
+    weight = held.weight
     d_sae, d = weight.shape
     shares = torch.stack([1 - beta ** step.float() for beta in BETAS])
     n_programs = min(d_sae, _n_programs(weight.device))
     scratch = weight.new_empty(n_programs, d)
     with _on(weight):
         triton_adam.adam_latents[(n_programs,)](
-            *(weight, first, second, last_step, rows, amounts, starts, inputs, extra, extra_of, rate, step, shares),
-            *(scratch, len(inputs), d_sae, d),
+            *(weight, held.first, held.second, held.last_step),
+            *(listed.rows, listed.amounts, listed.starts, listed.inputs, beside.rows, beside.number_of),
+            *(rate, step, shares, scratch, len(listed.inputs), d_sae, d),
             BETA_FIRST=BETAS[0],
             BETA_SECOND=BETAS[1],
             LOG_FIRST=math.log2(BETAS[0]),
             LOG_SECOND=math.log2(BETAS[1]),
             EPS=EPS,
-            UNIT=unit_rows,
+            UNIT=held.unit_rows,
             E=_ENTRIES,
             D=_COLUMNS,
             **_launched(weight),
@@ -330,7 +314,8 @@ def adam_rows_(
 def _n_programs(device: torch.device) -> int:
     if device.type != "cuda":
         return 2  # the interpreter: more than one, so that sharing out is tested
-    return _PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+    properties = cast(Any, torch.cuda.get_device_properties(device))  # PyTorch states no types for it
+    return _PROGRAMS_PER_PROCESSOR * int(properties.multi_processor_count)
 
 
 def _launched(tensor: Tensor, *, n_warps: int = 4) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """The Triton kernel that ends a step: gradient, projection, Adam and norm by latent, with no gradient matrix."""
 
+# Triton's language has no types: what a kernel is given are pointers and blocks of numbers.
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from typing import no_type_check
 
 import triton
@@ -23,6 +26,84 @@ def _to_unit_norm(weight, latent, d, norm, D: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _gradient(
+    weight,
+    rows,
+    amounts,
+    first,
+    last,
+    inputs,
+    beside,
+    whole,
+    scratch,
+    latent,
+    n_rows,
+    d,
+    UNIT: tl.constexpr,
+    E: tl.constexpr,
+    D: tl.constexpr,
+):
+    """Write a latent's gradient, its entries' and its whole row if `whole` is not negative, to the program's row of
+    `scratch`; gives the part of it along the weight's row, 0 without UNIT.
+    """
+    along = tl.full([D], 0.0, tl.float32)
+    for left in range(0, d, D):
+        column = left + tl.arange(0, D)
+        inside = column < d
+        found = weighted_rows(amounts, rows, first, last, inputs, n_rows, d, column, inside, E, D)
+        given = inside & (whole + 0 * column >= 0)
+        found += tl.load(beside + tl.maximum(whole, 0) * d + column, mask=given, other=0.0)
+        tl.store(scratch + column, found, mask=inside)
+        if UNIT:
+            along += found * tl.load(weight + latent * d + column, mask=inside, other=0.0)
+    return tl.sum(along, 0)
+
+
+@triton.jit
+@no_type_check
+def _step(
+    weight,
+    first_moment,
+    second_moment,
+    scratch,
+    latent,
+    d,
+    projection,
+    keep_first,
+    keep_second,
+    share_first,
+    share_second,
+    rate,
+    BETA_FIRST: tl.constexpr,
+    BETA_SECOND: tl.constexpr,
+    EPS: tl.constexpr,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+):
+    """Adam on one latent's row, with the gradient in `scratch`; gives the square of the row's norm afterwards."""
+    squares = tl.full([D], 0.0, tl.float32)
+    for left in range(0, d, D):
+        column = left + tl.arange(0, D)
+        inside = column < d
+        place = latent * d + column
+        mine = tl.load(weight + place, mask=inside, other=0.0)
+        gradient = tl.load(scratch + column, mask=inside, other=0.0)
+        if UNIT:
+            gradient -= projection * mine
+        mean = tl.load(first_moment + place, mask=inside, other=0.0)
+        mean = mean * keep_first + gradient * (1 - BETA_FIRST)
+        square = tl.load(second_moment + place, mask=inside, other=0.0)
+        square = square * keep_second + gradient * gradient * (1 - BETA_SECOND)
+        mine -= rate * (mean / share_first) / (tl.sqrt(square / share_second) + EPS)
+        tl.store(first_moment + place, mean, mask=inside)
+        tl.store(second_moment + place, square, mask=inside)
+        tl.store(weight + place, mine, mask=inside)
+        squares += tl.where(inside, mine * mine, 0.0)
+    return tl.sum(squares, 0)
+
+
+@triton.jit
+@no_type_check
 def adam_latents(
     weight,
     first_moment,
@@ -32,8 +113,8 @@ def adam_latents(
     amounts,
     starts,
     inputs,
-    extra,
-    extra_of,
+    beside,
+    number_of,
     rate,
     step,
     shares,
@@ -57,47 +138,26 @@ def adam_latents(
     one program's work: it lasts as long as its list.
     """
     program = tl.program_id(0).to(tl.int64)
+    own = scratch + program * d
     now = tl.load(step)
     pace, share_first, share_second = tl.load(rate), tl.load(shares), tl.load(shares + 1)
     for number in range(tl.program_id(0), d_sae, tl.num_programs(0)):
         latent = program * 0 + number  # in 64 bits
         first, last = tl.load(starts + latent), tl.load(starts + latent + 1)
-        whole = tl.load(extra_of + latent).to(tl.int64)
+        whole = tl.load(number_of + latent).to(tl.int64)
         if (last > first) | (whole >= 0):
+            along = _gradient(
+                weight, rows, amounts, first, last, inputs, beside, whole, own, latent, n_rows, d, UNIT, E, D
+            )
+            tl.debug_barrier()
             passed = (now - tl.load(last_step + latent)).to(tl.float32)
             keep_first, keep_second = tl.exp2(passed * LOG_FIRST), tl.exp2(passed * LOG_SECOND)
-            along = tl.full([D], 0.0, tl.float32)
-            for left in range(0, d, D):
-                column = left + tl.arange(0, D)
-                inside = column < d
-                found = weighted_rows(amounts, rows, first, last, inputs, n_rows, d, column, inside, E, D)
-                given = inside & (whole + 0 * column >= 0)
-                found += tl.load(extra + tl.maximum(whole, 0) * d + column, mask=given, other=0.0)
-                tl.store(scratch + program * d + column, found, mask=inside)
-                if UNIT:
-                    along += found * tl.load(weight + latent * d + column, mask=inside, other=0.0)
-            tl.debug_barrier()
-            projection = tl.sum(along, 0)
-            squares = tl.full([D], 0.0, tl.float32)
-            for left in range(0, d, D):
-                column = left + tl.arange(0, D)
-                inside = column < d
-                place = latent * d + column
-                mine = tl.load(weight + place, mask=inside, other=0.0)
-                gradient = tl.load(scratch + program * d + column, mask=inside, other=0.0)
-                if UNIT:
-                    gradient -= projection * mine
-                mean = tl.load(first_moment + place, mask=inside, other=0.0)
-                mean = mean * keep_first + gradient * (1 - BETA_FIRST)
-                square = tl.load(second_moment + place, mask=inside, other=0.0)
-                square = square * keep_second + gradient * gradient * (1 - BETA_SECOND)
-                mine -= pace * (mean / share_first) / (tl.sqrt(square / share_second) + EPS)
-                tl.store(first_moment + place, mean, mask=inside)
-                tl.store(second_moment + place, square, mask=inside)
-                tl.store(weight + place, mine, mask=inside)
-                squares += tl.where(inside, mine * mine, 0.0)
+            squares = _step(
+                weight, first_moment, second_moment, own, latent, d, along, keep_first, keep_second,
+                share_first, share_second, pace, BETA_FIRST, BETA_SECOND, EPS, UNIT, D,
+            )  # fmt: skip
             tl.store(last_step + latent, now)
             if UNIT:
                 tl.debug_barrier()
-                _to_unit_norm(weight, latent, d, tl.sqrt(tl.sum(squares, 0)), D)
+                _to_unit_norm(weight, latent, d, tl.sqrt(squares), D)
             tl.debug_barrier()  # before the scratch is written again

@@ -5,6 +5,9 @@ latent's) entries and over d; no d is padded to a power of two. An entry whose l
 nowhere.
 """
 
+# Triton's language has no types: what a kernel is given are pointers and blocks of numbers.
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from typing import no_type_check
 
 import triton

@@ -3,6 +3,9 @@
 Scores come from the vendor's matrix product, a chunk of rows at a time that stays in the second-level cache.
 """
 
+# Triton's language has no types: what a kernel is given are pointers and blocks of numbers.
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 # `no_type_check` keeps jaxtyping's import hook from wrapping what Triton compiles.
 from typing import no_type_check
 

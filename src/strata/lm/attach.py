@@ -1,14 +1,17 @@
 """SAEs in a running model: the outputs of sites replaced by their reconstructions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from strata.errors import UserError
+from strata.lm.hooks import hooked
 from strata.lm.sites import Site, SiteMap, as_grid, first_tensor, with_first
 from strata.shapes import SparseCode
 
@@ -58,14 +61,33 @@ class Attachment:
         self._keep_error = keep_error
         self._pass_shape: tuple[int, int] | None = None
 
-    def _note_shape(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    @contextmanager
+    def within(self, containing: Iterable[nn.Module], modules: Mapping[str, nn.Module]) -> Generator[None, None, None]:
+        """Act in a model as long as the context lasts.
+
+        Args:
+            containing: the modules that contain a site.
+            modules: site → its module.
+        """
+        handles: list[RemovableHandle] = []
+        try:
+            handles.extend(
+                module.register_forward_pre_hook(self._note_shape, with_kwargs=True) for module in containing
+            )
+            with hooked((module, partial(self._replace, site)) for site, module in modules.items()):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _note_shape(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of what contains a site: remember [batch seq], which some outputs (OPT's ``fc2``) do not show."""
         for given in (*args[:1], *(kwargs.get(name) for name in ("input_ids", "inputs_embeds", "hidden_states"))):
             if isinstance(given, Tensor) and given.ndim == (3 if given.is_floating_point() else 2):
                 self._pass_shape = (given.shape[0], given.shape[1])
 
-    def _replace(self, site: str, output: Any) -> Any:
-        """Forward hook of a site's module: the same output with its (first) tensor replaced."""
+    def _replace(self, site: str, module: nn.Module, args: Any, output: Any) -> Any:
+        """Hook of a site's module: the same output with its (first) tensor replaced."""
         own = first_tensor(output)
         batch, seq = self._pass_shape or own.shape[:2]
         x = as_grid(own, batch=batch, seq=seq, site=site)
@@ -100,7 +122,7 @@ def attach(
     *,
     keep_error: bool = False,
     mask: Bool[Tensor, "batch seq"] | None = None,
-) -> Iterator[Attachment]:
+) -> Generator[Attachment, None, None]:
     """Replace the outputs of sites by their SAEs' reconstructions as long as the context lasts.
 
     Works in every pass of the model, also in `generate` with a KV cache. Gradients flow, unless the caller disables
@@ -127,18 +149,8 @@ def attach(
     resolved = [sites.resolve(name) for name in saes]
     _check(resolved, sites, saes)
     run = Attachment(saes, keep_error=keep_error, mask=mask)
-    handles = []
-    try:
-        for module in _containing(model, resolved):
-            handle = module.register_forward_pre_hook(run._note_shape, with_kwargs=True)
-            handles.append(handle)
-        for site in resolved:
-            hook = lambda module, args, output, name=site.name: run._replace(name, output)  # noqa: E731
-            handles.append(sites.module(site).register_forward_hook(hook))
+    with run.within(_containing(model, resolved), {site.name: sites.module(site) for site in resolved}):
         yield run
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _containing(model: nn.Module, resolved: list[Site]) -> list[nn.Module]:

@@ -1,6 +1,8 @@
 """Running a model as far as needed to read the outputs of some of its modules."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from strata.errors import UserError
+from strata.lm.hooks import hooked
 from strata.lm.sites import as_grid, first_tensor
 from strata.lm.transfer import moved
 
@@ -47,28 +50,17 @@ def capture(
     """
     seen: dict[str, Tensor] = {}
 
-    def reader(site: str) -> Callable[..., None]:
-        def read(module: nn.Module, args: Any, output: Any) -> None:
-            if site not in seen:
-                grid = as_grid(first_tensor(output), batch=batch, seq=seq, site=site)
-                where = None if positions is None else positions.get(site)
-                seen[site] = grid.clone() if where is None else grid.flatten(0, 1)[moved(where, grid.device)]
-                if len(seen) == len(modules):
-                    raise _AllSeen
+    def read(site: str, module: nn.Module, args: Any, output: Any) -> None:
+        if site not in seen:
+            grid = as_grid(first_tensor(output), batch=batch, seq=seq, site=site)
+            where = None if positions is None else positions.get(site)
+            seen[site] = grid.clone() if where is None else grid.flatten(0, 1)[moved(where, grid.device)]
+            if len(seen) == len(modules):
+                raise _AllSeen
 
-        return read
-
-    handles = []
-    try:
-        for site, module in modules.items():
-            handles.append(module.register_forward_hook(reader(site)))
-        with torch.no_grad():
-            forward()
-    except _AllSeen:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    readers = ((module, partial(read, site)) for site, module in modules.items())
+    with hooked(readers), suppress(_AllSeen), torch.no_grad():
+        forward()
     unseen = [site for site in modules if site not in seen]
     if unseen:
         raise UserError(

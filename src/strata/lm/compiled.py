@@ -1,6 +1,6 @@
 """The blocks of a language model compiled by torch.compile, where a long run on CUDA pays for it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -10,6 +10,7 @@ from torch import nn
 
 from strata.errors import UserError, is_out_of_memory
 from strata.lm.flops import forward_flops_of
+from strata.lm.hooks import replaced_forwards
 from strata.lm.model import LanguageModel
 from strata.log import say
 
@@ -51,22 +52,13 @@ class CompiledBlocks:
         self._forwards = [self._either(block.forward, backend) for block in self._blocks]
 
     @contextmanager
-    def used_for(self, n_sequences: int) -> Iterator[None]:
+    def used_for(self, n_sequences: int) -> Generator[None, None, None]:
         """As long as the context lasts, passes of so many sequences run the compiled blocks, or of as many of them as
         the model takes at once: see `strata.lm.microbatch`.
         """
         self._n_sequences = n_sequences
-        before = [block.__dict__.get("forward") for block in self._blocks]  # accelerate puts one there
-        try:
-            for block, forward in zip(self._blocks, self._forwards, strict=True):
-                block.forward = forward
+        with replaced_forwards(zip(self._blocks, self._forwards, strict=True)):
             yield
-        finally:
-            for block, forward in zip(self._blocks, before, strict=True):
-                if forward is not None:
-                    block.forward = forward
-                elif "forward" in block.__dict__:
-                    del block.forward
 
     def _either(self, plain: Callable[..., Any], backend: str | Callable[..., Any]) -> Callable[..., Any]:
         """A block's forward that chooses between its own and the compiled one, which is made when first needed."""

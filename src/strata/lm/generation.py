@@ -2,9 +2,9 @@
 the call's own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -58,7 +58,7 @@ def continued(
 
 
 @contextmanager
-def own_settings(model: Any, **settings: Any) -> Iterator[Any]:
+def own_settings(model: Any, **settings: Any) -> Generator[Any, None, None]:
     """Generation settings for one call, in place of the checkpoint's, which come back when the block ends.
 
     `generate` fills each setting that is left open from `model.generation_config`: repetition penalties, n-grams that
@@ -87,7 +87,9 @@ def end_ids(model: Any, tokenizer: "PreTrainedTokenizerBase | None") -> frozense
     stated: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if stated is None and tokenizer is not None:
         stated = tokenizer.eos_token_id
-    return frozenset([] if stated is None else stated if isinstance(stated, list) else [stated])
+    if stated is None:
+        return frozenset()
+    return frozenset(cast(list[int], stated) if isinstance(stated, list) else [stated])
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase | None", *, ends: frozenset[int]) -> int:

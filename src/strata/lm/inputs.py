@@ -29,7 +29,9 @@ def max_positions(model: Any) -> int | None:
     return stated - next(offsets, 0)
 
 
-def checked_ids(input_ids: Tensor | Sequence, *, vocabulary: int, positions: int | None) -> Int[Tensor, "batch seq"]:
+def checked_ids(
+    input_ids: Tensor | Sequence[Any], *, vocabulary: int, positions: int | None
+) -> Int[Tensor, "batch seq"]:
     """Token ids as an int64 tensor.
 
     Args:
@@ -60,7 +62,9 @@ def checked_ids(input_ids: Tensor | Sequence, *, vocabulary: int, positions: int
     return ids.long()
 
 
-def checked_mask(attention_mask: Tensor | Sequence | None, *, batch: int, seq: int) -> Bool[Tensor, "batch seq"] | None:
+def checked_mask(
+    attention_mask: Tensor | Sequence[Any] | None, *, batch: int, seq: int
+) -> Bool[Tensor, "batch seq"] | None:
     """The attention mask as a Bool tensor, or None if none was given.
 
     Raises:
@@ -74,7 +78,7 @@ def checked_mask(attention_mask: Tensor | Sequence | None, *, batch: int, seq: i
     return mask.bool()
 
 
-def _as_tensor(given: Tensor | Sequence, *, setting: str = "input_ids") -> Tensor:
+def _as_tensor(given: Tensor | Sequence[Any], *, setting: str = "input_ids") -> Tensor:
     if isinstance(given, Tensor):
         return given
     try:

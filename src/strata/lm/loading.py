@@ -1,11 +1,11 @@
 """Loading a Hugging Face model and tokenizer, with errors that say what is wrong in one sentence."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -55,13 +55,19 @@ def source_of(model: str, *, weights: bool = True) -> str:
 
 
 def load_model(
-    model: str, *, device: torch.device, dtype: torch.dtype | str, trust_remote_code: bool, options: dict[str, Any]
+    model: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | str,
+    trust_remote_code: bool,
+    options: dict[str, Any],
 ) -> "PreTrainedModel":
     """Load a causal language model or an encoder, whichever the checkpoint's configuration says it is.
 
     Args:
         model: ``"demo"``, a folder, or a Hugging Face id.
-        device: where the model goes, unless ``options`` has a ``device_map`` or the model is quantised.
+        device: where the model goes (see `chosen_device`), unless ``options`` has a ``device_map`` or the model is
+            quantised.
         dtype: ``"auto"`` or a dtype; ``"auto"`` is the checkpoint's own, but fp32 in place of half precision on a CPU:
             most CPUs emulate half precision slowly, and a residual stream rounded to it at every block is not what a
             GPU would compute.
@@ -72,6 +78,8 @@ def load_model(
         UserError: anything that keeps the model from loading, or weights missing in the checkpoint (they would be
             random).
     """
+    _check_options(options)
+    device = chosen_device(device)
     source = source_of(model)
     with _errors_of(model), _silence():
         config = _config(source, trust_remote_code=trust_remote_code, options=options)
@@ -93,6 +101,40 @@ def load_model(
     if dtype == "auto" and device.type == "cpu" and loaded.dtype in HALF:
         loaded = loaded.float()
     return loaded.to(device)
+
+
+def adopted_model(
+    model: Any, *, device: torch.device | str, dtype: torch.dtype | str, options: dict[str, Any]
+) -> "PreTrainedModel":
+    """A model that the user has loaded; moved or converted only where that was asked for.
+
+    Args:
+        model: a `PreTrainedModel`.
+        device: "auto" leaves it where it is.
+        dtype: "auto" leaves it as it is.
+        options: of loading: none.
+
+    Raises:
+        UserError: it is something else or an encoder-decoder, or there are options.
+    """
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(
+            f"`model` must be a name, a folder or a Hugging Face `PreTrainedModel`. Got {type(model).__name__}."
+        )
+    if options:
+        raise UserError(
+            f"`{next(iter(options))}` acts while a model is loaded. Got it with one that is loaded; leave it out."
+        )
+    if model.config.is_encoder_decoder:
+        raise UserError(
+            f"`model` must be a causal language model or an encoder. Got the encoder-decoder {type(model).__name__}."
+        )
+    adopted: Any = model
+    if device != "auto":
+        adopted = adopted.to(chosen_device(device))
+    return adopted if dtype == "auto" else adopted.to(named_dtype(dtype))
 
 
 def load_outline(model: str, *, trust_remote_code: bool) -> "PreTrainedModel":
@@ -126,9 +168,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool, options: dict[str, An
         return None
     where = {key: options[key] for key in WHERE if key in options}
     with _errors_of(model, setting="tokenizer"), _silence():
-        return AutoTokenizer.from_pretrained(
-            str(folder) if folder.is_dir() else model, trust_remote_code=trust_remote_code, **where
-        )
+        source = str(folder) if folder.is_dir() else model
+        return cast(Any, AutoTokenizer).from_pretrained(source, trust_remote_code=trust_remote_code, **where)
 
 
 def chosen_device(device: torch.device | str) -> torch.device:
@@ -150,11 +191,20 @@ def chosen_device(device: torch.device | str) -> torch.device:
     return chosen
 
 
+def _check_options(options: dict[str, Any]) -> None:
+    if "torch_dtype" in options:
+        raise UserError("`torch_dtype` must be given as `dtype`. Rename it.")
+    if "output_loading_info" in options:
+        raise UserError("`output_loading_info` must be left out: `LanguageModel` reads it itself.")
+
+
 def _config(source: str, *, trust_remote_code: bool, options: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
+    if options.get("config"):
+        return options["config"]
     where = {key: options[key] for key in WHERE if key in options}
-    return options.get("config") or AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **where)
+    return cast(Any, AutoConfig).from_pretrained(source, trust_remote_code=trust_remote_code, **where)
 
 
 def _auto_class(config: Any) -> Any:
@@ -183,7 +233,7 @@ def _auto_class(config: Any) -> Any:
 
 
 @contextmanager
-def _errors_of(model: str, *, setting: str = "model") -> Iterator[None]:
+def _errors_of(model: str, *, setting: str = "model") -> Generator[None, None, None]:
     from safetensors import SafetensorError
 
     try:
@@ -203,7 +253,7 @@ def _errors_of(model: str, *, setting: str = "model") -> Iterator[None]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def _silence() -> Generator[None, None, None]:
     """No progress bars, no log lines of transformers and its hub client; what matters in them is raised as an error."""
     from transformers.utils import logging
 

@@ -4,7 +4,7 @@ import gc
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -159,7 +159,8 @@ class Microbatch:
 
 def positions_between(where: Int[Tensor, " rows"], first: int, end: int) -> Int[Tensor, " some"]:
     """Of ascending places in a flattened batch those from `first` to before `end`, counted from `first`."""
-    start, stop = torch.searchsorted(where, torch.tensor([first, end], device=where.device)).tolist()
+    bounds = torch.searchsorted(where, torch.tensor([first, end], device=where.device))
+    start, stop = cast(list[int], bounds.tolist())
     return where[start:stop] - first
 
 

@@ -15,15 +15,14 @@ from strata.errors import UserError
 from strata.lm.attach import Attachable, Attachment, attach
 from strata.lm.capture import capture
 from strata.lm.inputs import checked_ids, checked_mask, max_positions, vocabulary_size
-from strata.lm.loading import chosen_device, load_model, load_tokenizer
+from strata.lm.loading import adopted_model, load_model, load_tokenizer
 from strata.lm.microbatch import Microbatch, Request, positions_between
-from strata.lm.precision import named_dtype
 from strata.lm.sites import Site, SiteMap
 from strata.lm.tokenization import special_token_ids
 from strata.lm.transfer import moved
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from strata.config.train import SAEConfig
     from strata.sae.model import SAE
@@ -76,19 +75,13 @@ class LanguageModel:
             UserError: no such model, a folder without configuration or weights, no network, an unknown device or dtype.
         """
         if isinstance(model, str):
-            _check_options(from_pretrained)
-            where = chosen_device(device)
-            options = {
-                "device": where,
-                "dtype": dtype,
-                "trust_remote_code": trust_remote_code,
-                "options": from_pretrained,
-            }
-            self.model: Any = load_model(model, **options)
+            self.model: Any = load_model(
+                model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, options=from_pretrained
+            )
             self.name = model
             tokenizer = model if tokenizer is None else tokenizer
         else:
-            self.model = _adopted(model, device=device, dtype=dtype, options=from_pretrained)
+            self.model = adopted_model(model, device=device, dtype=dtype, options=from_pretrained)
             self.name = self.model.config.name_or_path or type(model).__name__
         if isinstance(tokenizer, str):
             tokenizer = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code, options=from_pretrained)
@@ -147,7 +140,9 @@ class LanguageModel:
             return frozenset()
         text_config = self.model.config.get_text_config()
         stated = [getattr(text_config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")]
-        flat = [i for ids in stated for i in (ids if isinstance(ids, (list, tuple)) else [ids])]
+        flat: list[Any] = []
+        for ids in stated:
+            flat += ids if isinstance(ids, (list, tuple)) else [ids]
         return frozenset(i for i in flat if isinstance(i, int) and 0 <= i < self.vocabulary_size)
 
     def fingerprint(self) -> dict[str, str | int]:
@@ -184,8 +179,11 @@ class LanguageModel:
         """
         if site not in self._widths:
             width = self._site_map.width(self.site(site))
-            self._widths[site] = self.activations([[0]], [site])[site].shape[-1] if width is None else width
+            self._widths[site] = self._width_when_run(site) if width is None else width
         return self._widths[site]
+
+    def _width_when_run(self, site: str) -> int:
+        return self.activations([[0]], [site])[site].shape[-1]
 
     def activations(
         self,
@@ -337,32 +335,3 @@ class LanguageModel:
         if dtype is None or dtype in (torch.float32, self.dtype):
             return nullcontext()
         return torch.autocast(device_type=self.device.type, dtype=dtype)
-
-
-def _adopted(model: Any, *, device: Any, dtype: Any, options: dict[str, Any]) -> "PreTrainedModel":
-    """A model that the user has loaded; moved or converted only where that was asked for."""
-    from transformers import PreTrainedModel
-
-    if not isinstance(model, PreTrainedModel):
-        raise UserError(
-            f"`model` must be a name, a folder or a Hugging Face `PreTrainedModel`. Got {type(model).__name__}."
-        )
-    if options:
-        raise UserError(
-            f"`{next(iter(options))}` acts while a model is loaded. Got it with one that is loaded; leave it out."
-        )
-    if model.config.is_encoder_decoder:
-        raise UserError(
-            f"`model` must be a causal language model or an encoder. Got the encoder-decoder {type(model).__name__}."
-        )
-    adopted: Any = model
-    if device != "auto":
-        adopted = adopted.to(chosen_device(device))
-    return adopted if dtype == "auto" else adopted.to(named_dtype(dtype))
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    if "torch_dtype" in options:
-        raise UserError("`torch_dtype` must be given as `dtype`. Rename it.")
-    if "output_loading_info" in options:
-        raise UserError("`output_loading_info` must be left out: `LanguageModel` reads it itself.")

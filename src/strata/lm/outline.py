@@ -36,19 +36,12 @@ def outline(model: str, *, trust_remote_code: bool = False, tokenizer: bool = Fa
 class _Outline(LanguageModel):
     """A language model that finds out widths without numbers."""
 
-    def d_in(self, site: str) -> int:
-        """The width of the activations at a site, in coordinates.
+    def _width_when_run(self, site: str) -> int:
+        """From a pass in which torch works out shapes alone.
 
         Raises:
-            UserError: no such site, one without a vector for each position, or one that only the real model tells.
+            UserError: no vector for each position, or a width that only the real model tells.
         """
-        if site not in self._widths:
-            width = self._site_map.width(self.site(site))
-            self._widths[site] = self._traced_width(site) if width is None else width
-        return self._widths[site]
-
-    def _traced_width(self, site: str) -> int:
-        """From a pass in which torch works out shapes alone."""
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         modules = {site: self._site_map.module(self.site(site))}

@@ -1,8 +1,9 @@
 """Running a language model from the middle on: blocks whose result is known already are not computed again."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from strata.errors import UserError
+from strata.lm.hooks import hooked, replaced_forwards
 from strata.lm.model import LanguageModel
-from strata.lm.sites import first_tensor
+from strata.lm.sites import first_tensor, returns_several
 
 _PROBE_TOKENS = 8
 _PROBE_TOLERANCE = 1e-4  # of the largest logit; a pass that lacks something a block needs is off by far more
@@ -81,7 +83,9 @@ def first_needed_block(lm: LanguageModel, site: str) -> int:
 
 
 @contextmanager
-def starting_at(lm: LanguageModel, block: int, hidden: Float[Tensor, "batch seq d_model"]) -> Iterator[None]:
+def starting_at(
+    lm: LanguageModel, block: int, hidden: Float[Tensor, "batch seq d_model"]
+) -> Generator[None, None, None]:
     """As long as the context lasts, `lm.logits` skips the blocks before this one, and this one receives `hidden`.
 
     Embeddings, masks and position tables are still made by the model itself; the skipped blocks hand their input
@@ -107,20 +111,9 @@ def starting_at(lm: LanguageModel, block: int, hidden: Float[Tensor, "batch seq 
 
 
 @contextmanager
-def starting_after(lm: LanguageModel, site: str, hidden: Float[Tensor, "batch seq d_model"]) -> Iterator[None]:
-    """`starting_at` the block behind a residual site, ``"layers.2"``, with the site's activations.
-
-    Raises:
-        UserError: no such residual site, and as in `starting_at`.
-    """
-    if lm.site(site).name not in lm.sites:
-        raise UserError(f"`site` must be a residual site, as 'layers.0'. Got {site!r}. Use `starting_at` with a block.")
-    with starting_at(lm, lm.sites.index(site) + 1, hidden):
-        yield
-
-
-@contextmanager
-def block_outputs(lm: LanguageModel, blocks: Sequence[int]) -> Iterator[dict[int, Float[Tensor, "batch seq d_model"]]]:
+def block_outputs(
+    lm: LanguageModel, blocks: Sequence[int]
+) -> Generator[dict[int, Float[Tensor, "batch seq d_model"]], None, None]:
     """Keep what some blocks return in the passes within this context: what `starting_at` takes later.
 
     Yields:
@@ -129,19 +122,12 @@ def block_outputs(lm: LanguageModel, blocks: Sequence[int]) -> Iterator[dict[int
     """
     found: dict[int, Tensor] = {}
     modules = _blocks(lm)
-    handles = [modules[block].register_forward_hook(_keeper(found, block)) for block in blocks]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
-
-def _keeper(found: dict[int, Tensor], block: int) -> Callable[..., None]:
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
+    def keep(block: int, module: nn.Module, args: Any, output: Any) -> None:
         found[block] = first_tensor(output).clone()  # a copy: the next block may add to it in place
 
-    return keep
+    with hooked((modules[block], partial(keep, block)) for block in blocks):
+        yield found
 
 
 def _blocks_path(lm: LanguageModel) -> str:
@@ -158,41 +144,31 @@ def _probe(lm: LanguageModel) -> _Probe:
         n_tokens = min(_PROBE_TOKENS, lm.max_positions or _PROBE_TOKENS)
         ids = [[i % lm.vocabulary_size for i in range(n_tokens)]]
         outputs: list[Any] = []
-        note = lambda module, args, output: outputs.append(output)  # noqa: E731
-        handles = [block.register_forward_hook(note) for block in _blocks(lm)]
-        try:
-            with torch.inference_mode(False), torch.no_grad():  # kept: for any gradient mode
-                logits = lm.logits(ids)
-        finally:
-            for handle in handles:
-                handle.remove()
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            outputs.append(output)
+
+        watched = hooked((block, keep) for block in _blocks(lm))
+        with watched, torch.inference_mode(False), torch.no_grad():  # kept: for any gradient mode
+            logits = lm.logits(ids)
         assert len(outputs) == lm.n_layers, "every block runs once"
         _probes[lm.model] = _Probe(ids, outputs, logits, set())
     return _probes[lm.model]
 
 
-@contextmanager
-def _skipping(lm: LanguageModel, block: int, hidden: Tensor, like: Sequence[Any]) -> Iterator[None]:
+def _skipping(lm: LanguageModel, block: int, hidden: Tensor, like: Sequence[Any]) -> AbstractContextManager[None]:
     """The blocks before `block` pass their input through, each in the structure of its output in `like`."""
-    skipped = _blocks(lm)[:block]
-    before = [module.__dict__.get("forward") for module in skipped]  # accelerate puts one there
-    try:
-        for number, module in enumerate(skipped):
-            module.forward = _pass_through(like[number], hidden if number == block - 1 else None)
-        yield
-    finally:
-        for module, forward in zip(skipped, before, strict=True):
-            if forward is not None:
-                module.forward = forward
-            elif "forward" in module.__dict__:
-                del module.forward
+    return replaced_forwards(
+        (module, _pass_through(like[number], hidden if number == block - 1 else None))
+        for number, module in enumerate(_blocks(lm)[:block])
+    )
 
 
 def _pass_through(like: Any, hidden: Tensor | None) -> Callable[..., Any]:
     """A forward that returns its input, or `hidden` in its place, where the block's own returns the residual stream."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given = args[0] if args else kwargs["hidden_states"]
+        given: Tensor = args[0] if args else kwargs["hidden_states"]
         if hidden is not None and hidden.shape != given.shape:
             raise UserError(
                 f"`hidden` must have the shape of the text's residual stream, {list(given.shape)}."
@@ -200,6 +176,6 @@ def _pass_through(like: Any, hidden: Tensor | None) -> Callable[..., Any]:
             )
         out = given if hidden is None else hidden.to(given.device)
         # What else a block returns (attention weights, a cache) was not asked for.
-        return type(like)((out, *(None for _ in like[1:]))) if isinstance(like, (tuple, list)) else out
+        return type(like)((out, *(None for _ in like[1:]))) if returns_several(like) else out
 
     return forward

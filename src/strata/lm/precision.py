@@ -19,8 +19,7 @@ def fast_dtype(device: torch.device | str) -> torch.dtype:
     """bf16 where the hardware multiplies bf16 matrices fast, else fp32.
 
     CUDA: compute capability 8.0 (Ampere) or newer. CPU: AVX-512 BF16 or AMX tiles. Everything else: fp32, because bf16
-        there is
-    emulated and slower than fp32.
+    there is emulated and slower than fp32.
 
     Args:
         device: the device that will run the forward pass, e.g. ``"cpu"`` or ``torch.device("cuda:1")``.
@@ -32,7 +31,9 @@ def fast_dtype(device: torch.device | str) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        # torch.cpu.get_capabilities, which is public, is younger than the oldest torch that is taken
+        fast = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage] - see above
+        fast = fast or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage] - see above
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32

@@ -1,8 +1,8 @@
 """Records that hold text: plain ones, objects with columns, conversations; and the text of each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 from strata.errors import UserError
 
@@ -25,23 +25,25 @@ class RecordReader:
 
     def text(self, place: str, record: object) -> str | None:
         """The text of a record, None if its column holds null."""
+        found = record
         if isinstance(record, Mapping):
-            column = next((name for name in self.columns if name in record), None)
+            fields = cast(Mapping[Any, Any], record)
+            column = next((name for name in self.columns if name in fields), None)
             if column is None:
-                raise UserError(missing_column(self.columns, [str(name) for name in record], place=place))
-            record = record[column]
-            if record is None:
+                raise UserError(missing_column(self.columns, [str(name) for name in fields], place=place))
+            found = fields[column]
+            if found is None:
                 return None
-        if isinstance(record, list | tuple) and record and all(isinstance(message, Mapping) for message in record):
-            record = self._conversation(place, list(record))
-        if not isinstance(record, str):
+        if _is_conversation(found):
+            found = self._conversation(place, list(found))
+        if not isinstance(found, str):
             raise UserError(
                 f"A document must be a text, a record with a text column or a list of messages. {place} is of type "
-                f"{type(record).__name__}; token ids are given as one integer Tensor [n_seqs seq]."
+                f"{type(found).__name__}; token ids are given as one integer Tensor [n_seqs seq]."
             )
-        return _encodable(record)
+        return _encodable(found)
 
-    def _conversation(self, place: str, messages: list[Mapping]) -> str:
+    def _conversation(self, place: str, messages: list[Mapping[str, Any]]) -> str:
         if self.tokenizer is None:
             raise UserError(f"Conversations need a tokenizer with a chat template. {place} is one; give `tokenizer`.")
         if not getattr(self.tokenizer, "chat_template", None):
@@ -53,6 +55,13 @@ class RecordReader:
             return self.tokenizer.apply_chat_template(messages, tokenize=False)
         except Exception as error:  # templates raise what they like: jinja's errors, KeyError, ValueError
             raise UserError(f"The tokenizer's chat template refuses the conversation at {place}: {error}.") from error
+
+
+def _is_conversation(record: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
+    if not isinstance(record, list | tuple):
+        return False
+    messages = cast(Sequence[object], record)
+    return len(messages) > 0 and all(isinstance(message, Mapping) for message in messages)
 
 
 def missing_column(columns: tuple[str, ...], present: list[str], *, place: str) -> str:

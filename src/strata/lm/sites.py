@@ -13,8 +13,9 @@ constant by which a model scales the addition (Granite's residual multiplier) is
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -80,7 +81,8 @@ class SiteMap:
         self._model = model
         self._text_config = config.get_text_config()
         self._blocks_path = _find_blocks(model, getattr(self._text_config, "num_hidden_layers", 0))
-        n_layers = len(model.get_submodule(self._blocks_path)) if self._blocks_path else 0  # type: ignore[arg-type]
+        blocks = model.get_submodule(self._blocks_path)
+        n_layers = len(blocks) if isinstance(blocks, nn.ModuleList) else 0
         self.names = [f"layers.{i}" for i in range(n_layers)]
 
     def resolve(self, name: str) -> Site:
@@ -89,13 +91,13 @@ class SiteMap:
         Raises:
             UserError: no such site, with the nearest name.
         """
-        match = re.fullmatch(r"layers\.(\d+)(?:\.(attn|mlp))?", name)
+        match = re.fullmatch(rf"layers\.(\d+)(?:\.({'|'.join(SUB_BLOCKS)}))?", name)
         if match and f"layers.{match[1]}" in self.names:
             block = f"{self._blocks_path}.{match[1]}"
             inside = self._sub_block(block, match[2]) if match[2] else ""
             if inside is not None:
                 return Site(name, f"{block}.{inside}".rstrip("."), in_residual_stream=True)
-        modules = dict(self._model.named_modules())
+        modules = dict(_named_modules(self._model))
         if name and name in modules:
             return Site(name, name, in_residual_stream=False)
         parts = [site.name for site in self._sub_block_sites()]
@@ -138,12 +140,17 @@ def depth(name: str) -> list[tuple[int, str]]:
 
 def first_tensor(output: Any) -> Any:
     """What a module returned, or its first element where that is a tuple or list."""
-    return output[0] if isinstance(output, (tuple, list)) else output
+    return output[0] if returns_several(output) else output
 
 
 def with_first(output: Any, tensor: Tensor) -> Any:
     """What a module returned with another tensor in place of its `first_tensor`."""
-    return type(output)((tensor, *output[1:])) if isinstance(output, (tuple, list)) else tensor
+    return type(output)((tensor, *output[1:])) if returns_several(output) else tensor
+
+
+def returns_several(output: Any) -> bool:
+    """Whether what a module returned has more in it than its `first_tensor`."""
+    return isinstance(output, tuple | list)
 
 
 def as_grid(output: Any, *, batch: int, seq: int, site: str) -> Float[Tensor, "batch seq _"]:
@@ -163,7 +170,7 @@ def as_grid(output: Any, *, batch: int, seq: int, site: str) -> Float[Tensor, "b
         if output.ndim >= 3 and output.shape[:2] == (batch, seq):
             return output.flatten(2)
         if output.ndim == 2 and output.shape[0] == batch * seq:
-            return output.unflatten(0, (batch, seq))
+            return output.view(batch, seq, output.shape[1])
     shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
     raise UserError(
         f"`site` must give one vector for each position of the text, [batch={batch} seq={seq} d_in]. "
@@ -173,16 +180,21 @@ def as_grid(output: Any, *, batch: int, seq: int, site: str) -> Float[Tensor, "b
 
 def _has(module: nn.Module, path: str) -> bool:
     try:
-        return isinstance(module.get_submodule(path), nn.Module)
+        module.get_submodule(path)
     except AttributeError:
         return False
+    return True
+
+
+def _named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    return cast(Iterable[tuple[str, nn.Module]], model.named_modules())
 
 
 def _find_blocks(model: nn.Module, n_layers: int) -> str:
     """The path of the outermost ModuleList of the right length (experts' lists lie deeper); "" if there is none."""
     lists = [
         path
-        for path, module in model.named_modules()
+        for path, module in _named_modules(model)
         if isinstance(module, nn.ModuleList) and len(module) == n_layers > 0 and not OTHER_MODALITIES.search(path)
     ]
     return min(lists, key=lambda path: path.count("."), default="")

@@ -5,9 +5,10 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from strata.errors import MissingExtraError, UserError
 from strata.lm.records import Record, missing_column
@@ -91,7 +92,7 @@ def _kind(path: Path) -> str:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Path) -> Generator[None, None, None]:
     try:
         yield
     except UnicodeDecodeError as error:
@@ -160,7 +161,8 @@ def _read_json(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
             yield from _read_json_lines(path, columns)
             return
         raise UserError(f"{str(path)!r} must be JSON. Line {error.lineno}: {error.msg}.") from error
-    for number, record in enumerate(records if isinstance(records, list) else [records], start=1):
+    several = cast(list[Any], records) if isinstance(records, list) else [records]
+    for number, record in enumerate(several, start=1):
         yield f"{str(path)!r} record {number}", record
 
 
@@ -170,8 +172,9 @@ def _read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtraError("pyarrow", extra="data", purpose="Reading Parquet files") from error
+    arrow_error = cast(type[Exception], pa.ArrowException)
     try:
-        with pq.ParquetFile(path) as file:
+        with cast(Any, pq).ParquetFile(path) as file:
             present = file.schema_arrow.names
             column = next((name for name in columns if name in present), None)
             if column is None:
@@ -181,7 +184,7 @@ def _read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
                 for value in batch.column(0).to_pylist():
                     number += 1
                     yield f"{str(path)!r} row {number}", {column: value}
-    except pa.ArrowException as error:
+    except arrow_error as error:
         raise UserError(f"{str(path)!r} could not be read as Parquet: {str(error).splitlines()[0]}") from error
 
 

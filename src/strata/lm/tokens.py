@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from strata.errors import UserError
-from strata.lm.text import Texts
+from strata.lm.texts import Texts
 from strata.lm.tokenization import Encoder, Frame, check_context, special_token_ids
 
 _BATCHES_AHEAD = 4
@@ -88,10 +88,10 @@ class TokenStream:
         self.text_batch_size = text_batch_size
         self._prefetch = prefetch
         self._pad = None if tokenizer is None else tokenizer.pad_token_id
-        self._special = frozenset() if tokenizer is None else special_token_ids(tokenizer)
+        special: frozenset[int] = frozenset() if tokenizer is None else special_token_ids(tokenizer)
         # Pads that mean something else too: the one next to the text may be the real token.
         self._pad_is_shared = tokenizer is not None and self._pad in (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        self._not_rows = np.array([] if include_special else sorted(self._special), dtype=np.int64)
+        self._not_rows = np.array([] if include_special else sorted(special), dtype=np.int64)
 
     @property
     def separator(self) -> int | None:
@@ -149,7 +149,7 @@ class TokenStream:
 
     def _given_batches(self) -> Generator[TokenBatch, None, None]:
         assert self._texts.token_ids is not None
-        for ids in self._texts.token_ids.split(self.text_batch_size):
+        for ids in torch.split(self._texts.token_ids, self.text_batch_size):
             yield self._batch(ids.numpy(), _attended(ids.numpy(), self._pad, shared=self._pad_is_shared))
 
     def _batch(self, ids: np.ndarray, attended: np.ndarray) -> TokenBatch:

@@ -81,14 +81,7 @@ def calibrate(
     Raises:
         UserError: the model takes no text of that length; nothing is measured then.
     """
-    if lm is None:
-        lm = LanguageModel("demo", device=device)
-        context_tokens = min(context_tokens, lm.max_positions or context_tokens)
-    if lm.max_positions is not None and context_tokens > lm.max_positions:
-        raise UserError(
-            f"`context_tokens` must be at most {lm.max_positions}, the model's longest text. Got {context_tokens}."
-            " Lower it."
-        )
+    lm, context_tokens = _measured_model(lm, context_tokens, device=device)
     where = lm.device
     say("measuring this machine for some seconds; nothing else should be running ...", shown=progress)
     before = read_calibration(where)
@@ -97,9 +90,42 @@ def calibrate(
     forwards, flops_per_second = measure_forwards(
         lm, context_tokens=context_tokens, text_batch_size=text_batch_size, lm_dtype=lm_dtype
     )
+    rates = _measured_rates(lm, step=step, flops_per_second=flops_per_second)
+    found = Calibration(rates=rates, forwards={**(before.forwards if before else {}), **forwards}, checks=checks)
+    _say_if_busy(checks, progress=progress)
+    say(f"kept in {keep_calibration(found, where)}", shown=progress)
+    return rates
+
+
+def _measured_model(lm: LanguageModel | None, context_tokens: int, *, device: str) -> tuple[LanguageModel, int]:
+    """The model whose forward is measured, and on texts of how many tokens."""
+    if lm is None:
+        lm = LanguageModel("demo", device=device)
+        context_tokens = min(context_tokens, lm.max_positions or context_tokens)
+    if lm.max_positions is not None and context_tokens > lm.max_positions:
+        raise UserError(
+            f"`context_tokens` must be at most {lm.max_positions}, the model's longest text. Got {context_tokens}."
+            " Lower it."
+        )
+    return lm, context_tokens
+
+
+def _say_if_busy(checks: Sequence[dict[str, Any]], *, progress: bool) -> None:
+    worst = max(abs(one["fitted_seconds"] / one["seconds"] - 1) for one in checks)
+    if worst > _BUSY_MISFIT:
+        say(
+            f"timed steps differ from their fit by up to {worst:.0%}, which looks like a busy machine: calibrate again"
+            " when nothing else runs",
+            shown=progress,
+        )
+
+
+def _measured_rates(lm: LanguageModel, *, step: StepSeconds, flops_per_second: float) -> Rates:
+    """What is known of steps and forwards, and the rest, which is measured now."""
+    where = lm.device
     read, write = measure_disk()
     now = datetime.now(UTC).strftime("%Y-%m-%d")
-    rates = Rates(
+    return Rates(
         name=machine_name(where),
         kind="measured",
         source=f"measured on {now}",
@@ -114,16 +140,6 @@ def calibrate(
         start_seconds=measure_start(),
         prepared_per_second=measure_preparing(where),
     )
-    found = Calibration(rates=rates, forwards={**(before.forwards if before else {}), **forwards}, checks=checks)
-    worst = max(abs(one["fitted_seconds"] / one["seconds"] - 1) for one in checks)
-    if worst > _BUSY_MISFIT:
-        say(
-            f"timed steps differ from their fit by up to {worst:.0%}, which looks like a busy machine: calibrate again"
-            " when nothing else runs",
-            shown=progress,
-        )
-    say(f"kept in {keep_calibration(found, where)}", shown=progress)
-    return rates
 
 
 @dataclass(frozen=True)
@@ -138,7 +154,7 @@ class Timed:
 
 def time_steps(device: torch.device) -> list[Timed]:
     """Median seconds of real training steps of different shapes, on random rows."""
-    found = []
+    found: list[Timed] = []
     for d_in, d_sae, k, batch_size in _SHAPES[device.type]:
         shape = SAEShape(d_in=d_in, d_sae=d_sae, k=k)
         config = SAEConfig(expansion_factor=d_sae // d_in, k=k, batch_size=batch_size)
@@ -156,7 +172,6 @@ def fit_steps(
     timed: Sequence[Timed], *, product_flops: float, revival_flops: float
 ) -> tuple[StepSeconds, tuple[dict[str, Any], ...]]:
     """What each unit of work takes, by non-negative least squares on relative errors, and how well that fits.
-
 
     Args:
         timed: steps.

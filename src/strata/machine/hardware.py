@@ -3,7 +3,7 @@
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -38,7 +38,9 @@ def device_name(device: torch.device) -> str:
 
 def device_bytes(device: torch.device) -> float:
     """Memory of an accelerator; 0 for the CPU."""
-    return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0.0
+    if device.type != "cuda":
+        return 0.0
+    return float(cast(int, torch.cuda.get_device_properties(device).total_memory))
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from strata.atomic import write_json
+from strata.atomic import read_object, write_json
 from strata.cache import cache_folder
 from strata.costs.step import Rates, StepSeconds
 from strata.errors import UserError, did_you_mean
@@ -99,7 +99,7 @@ class Calibration:
     """
 
     rates: Rates
-    forwards: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    forwards: Mapping[str, Mapping[int, float]] = field(default_factory=dict[str, Mapping[int, float]])
     checks: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -196,11 +196,11 @@ def machine_name(device: torch.device) -> str:
 def _machines() -> dict[str, Any]:
     """What the file holds, by machine; nothing where there is none that can be read."""
     try:
-        content = json.loads(calibration_file().read_text(encoding="utf-8"))
-        found = content["machines"] if content["version"] == _VERSION else None
-    except (OSError, ValueError, KeyError, TypeError):
-        found = None
-    return found if isinstance(found, dict) else {}
+        content = read_object(calibration_file())
+    except (OSError, ValueError):
+        return {}
+    of_this_version = content.get("version") == _VERSION and isinstance(content.get("machines"), dict)
+    return content["machines"] if of_this_version else {}
 
 
 def _machine_key(device: torch.device) -> str:

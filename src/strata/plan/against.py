@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,45 +10,17 @@ from strata.amounts import powered, sized
 from strata.costs.growth import LARGEST
 from strata.costs.interpretation import Number, chosen_constants
 from strata.costs.pretraining import pretraining_flops
-from strata.costs.step import SAEShape
-from strata.errors import UserError
-from strata.plan.argument import alternative_rows, entry, interpretation_rows, task_rows
+from strata.plan.argument import Case, alternative_rows, entry, interpretation_rows, task_rows
 
 _WIDTH = 110
 _SMALLEST_MODEL = 1e5  # parameters; language models have more
 
 
-def against(
-    subject_parameters: Number,
-    training_tokens: Number | None,
-    *,
-    training_source: str,
-    sae_flops: Number,
-    lm_flops: Number,
-    n_features: Number,
-    forward_flops_per_token: Number,
-    active_parameters: Number | None = None,
-    explainer_parameters: Number = 8e9,
-    saes: Sequence[SAEShape] = (),
-    measuring_flops: Number | None = None,
-    n_settings: int = 1,
-    constants: Mapping[str, Number] | None = None,
-) -> dict[str, Any]:
+def against(case: Case, *, constants: Mapping[str, Number] | None = None) -> dict[str, Any]:
     """What a plan costs next to pre-training, to explaining its features, and to steering without features.
 
     Args:
-        subject_parameters: of the language model.
-        training_tokens: that it was trained on; None if nobody knows, then shares and crossings are None.
-        training_source: who says so, for the reader: `KnownTokens.source`, or "given".
-        sae_flops: of all SAE steps.
-        lm_flops: of the language model's passes.
-        n_features: F, latents of all SAEs together; of a sweep those of one setting, which alone would be explained.
-        forward_flops_per_token: f, as far as the deepest site.
-        active_parameters: of a model with experts, those active for a token; they count as its size n everywhere here.
-        explainer_parameters: e, of the model that explains, active ones.
-        saes: their shapes; without them what needs k or the sites' number is left out.
-        measuring_flops: of held-out rows, finding groups and evaluating; None leaves them out of the training's price.
-        n_settings: of a sweep, whose SAEs are all in `sae_flops`.
+        case: the plan and its language model.
         constants: values for some of `strata.costs.interpretation.CONSTANTS`, by name.
 
     Returns:
@@ -57,34 +29,29 @@ def against(
         much as pre-training), "alternatives" (per concept), "constants".
 
     Raises:
-        UserError: a number that is not positive and finite (`lm_flops` and `measuring_flops` may be 0), fewer than two
-            features, or a constant that does not exist.
+        UserError: fewer than two features, or a constant that does not exist.
     """
-    size = subject_parameters if active_parameters is None else active_parameters
-    _check(subject_parameters=subject_parameters, active_parameters=size, sae_flops=sae_flops, n_features=n_features,
-           forward_flops_per_token=forward_flops_per_token, explainer_parameters=explainer_parameters)  # fmt: skip
-    _check_at_least_0(lm_flops=lm_flops, measuring_flops=measuring_flops or 0.0)
     chosen = chosen_constants(constants or {})
-    pretraining = None if training_tokens is None else pretraining_flops(size, training_tokens)
-    parts = _parts(lm_flops, sae_flops, measuring_flops, n_settings)
+    trained_on = case.training_tokens
+    pretraining = None if trained_on is None else pretraining_flops(case.size, trained_on)
+    parts = _parts(case)
     training = float(sum(part["flops"] for part in parts))
-    tasks = list(task_rows(chosen, size, n_features, forward_flops_per_token, explainer_parameters, saes))
-    interpretation = list(interpretation_rows(chosen, size, n_features, explainer_parameters, training_tokens))
-    alternatives = alternative_rows(chosen, n_features, forward_flops_per_token, explainer_parameters, training)
+    tasks, interpretation = list(task_rows(chosen, case)), list(interpretation_rows(chosen, case))
+    alternatives = alternative_rows(chosen, case, training=training)
     for row in (*parts, *tasks, *interpretation, *alternatives):
         row["share"] = None if pretraining is None else row["flops"] / pretraining
     return {
         "subject": {
-            "parameters": float(subject_parameters),
-            "active_parameters": float(size),
-            "training_tokens": None if training_tokens is None else float(training_tokens),
-            "training_source": training_source,
+            "parameters": float(case.subject_parameters),
+            "active_parameters": float(case.size),
+            "training_tokens": None if trained_on is None else float(trained_on),
+            "training_source": case.training_source,
             "pretraining_flops": pretraining,
         },
-        "n_features": float(n_features),
-        "n_settings": n_settings,
-        "explainer_parameters": float(explainer_parameters),
-        "forward_flops_per_token": float(forward_flops_per_token),
+        "n_features": float(case.n_features),
+        "n_settings": case.n_settings,
+        "explainer_parameters": float(case.explainer_parameters),
+        "forward_flops_per_token": float(case.forward_flops_per_token),
         "training": {
             "flops": training,
             "share": None if pretraining is None else training / pretraining,
@@ -97,34 +64,20 @@ def against(
     }
 
 
-def _parts(lm_flops: Number, sae_flops: Number, measuring: Number | None, n_settings: int) -> list[dict[str, Any]]:
+def _parts(case: Case) -> list[dict[str, Any]]:
     """What the training itself consists of."""
-    steps = "SAE steps" if n_settings == 1 else f"SAE steps of {n_settings} settings"
-    parts = {"language model's passes": lm_flops, steps: sae_flops}
-    if measuring is not None:
-        parts["measuring and evaluating"] = measuring
+    steps = "SAE steps" if case.n_settings == 1 else f"SAE steps of {case.n_settings} settings"
+    parts = {"language model's passes": case.lm_flops, steps: case.sae_flops}
+    if case.measuring_flops is not None:
+        parts["measuring and evaluating"] = case.measuring_flops
     return [entry(name, flops, "n", "as planned") for name, flops in parts.items()]
-
-
-def _check(**values: Number) -> None:
-    for name, value in values.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise UserError(
-                f"`{name}` must be positive and finite. Got {value}. Give the model's or the plan's number."
-            )
-
-
-def _check_at_least_0(**values: Number) -> None:
-    for name, value in values.items():
-        if not (value >= 0 and math.isfinite(value)):
-            raise UserError(f"`{name}` must not be negative. Got {value}. Give 0 if a store is read.")
 
 
 def render(found: Mapping[str, Any]) -> list[str]:
     """What `against` found, as lines of at most 110 characters."""
     pretraining, size = found["subject"]["pretraining_flops"], found["subject"]["active_parameters"]
     lines = ["Against the language model's own training", *_wrapped(_trained(found["subject"]))]
-    training = [*found["training"]["parts"], {"name": "together", **found["training"]}]
+    training: list[dict[str, Any]] = [*found["training"]["parts"], {"name": "together", **found["training"]}]
     lines += [f"  {r['name']:<38}{_flops(r['flops']):>12}{_percent(r['share']):>17}" for r in training]
     features, explainer = f"{found['n_features']:,.0f} features", _size(found["explainer_parameters"])
     of_one = "" if found["n_settings"] == 1 else " of one setting"

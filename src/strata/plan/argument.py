@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from strata.config.settings import require
 from strata.costs.growth import Law, crossing
 from strata.costs.interpretation import (
     Constant,
@@ -24,16 +25,66 @@ from strata.costs.pretraining import pretraining_flops
 from strata.costs.step import SAEShape
 
 
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A plan and its language model, in the numbers that the argument is made of.
+
+    Attributes:
+        subject_parameters: of the language model.
+        training_tokens: that it was trained on; None if nobody knows, then shares and crossings are None.
+        training_source: who says so, for the reader: `KnownTokens.source`, or "given".
+        sae_flops: of all SAE steps.
+        lm_flops: of the language model's passes.
+        n_features: F, latents of all SAEs together; of a sweep those of one setting, which alone would be explained.
+        forward_flops_per_token: f, as far as the deepest site.
+        active_parameters: of a model with experts, those active for a token; they count as its size n everywhere here.
+        explainer_parameters: e, of the model that explains, active ones.
+        saes: their shapes; without them what needs k or the sites' number is left out.
+        measuring_flops: of held-out rows, finding groups and evaluating; None leaves them out of the training's price.
+        n_settings: of a sweep, whose SAEs are all in `sae_flops`.
+
+    Raises:
+        UserError: a number that is not positive and finite (`lm_flops` and `measuring_flops` may be 0).
+    """
+
+    subject_parameters: Number
+    training_tokens: Number | None
+    training_source: str
+    sae_flops: Number
+    lm_flops: Number
+    n_features: Number
+    forward_flops_per_token: Number
+    active_parameters: Number | None = None
+    explainer_parameters: Number = 8e9
+    saes: Sequence[SAEShape] = ()
+    measuring_flops: Number | None = None
+    n_settings: int = 1
+
+    def __post_init__(self) -> None:
+        positive = ("subject_parameters", "active_parameters", "sae_flops", "n_features", "forward_flops_per_token",
+                    "explainer_parameters")  # fmt: skip
+        for name in positive:
+            value = self.size if name == "active_parameters" else getattr(self, name)
+            rule, way_out = "be positive and finite", "Give the model's or the plan's number."
+            require(value > 0 and math.isfinite(value), name, rule, value, way_out)
+        for name in ("lm_flops", "measuring_flops"):
+            value = getattr(self, name) or 0.0
+            require(value >= 0 and math.isfinite(value), name, "not be negative", value, "Give 0 if a store is read.")
+
+    @property
+    def size(self) -> Number:
+        """n, parameters of the language model that a token passes."""
+        return self.subject_parameters if self.active_parameters is None else self.active_parameters
+
+
 def entry(name: str, flops: Number, growth: str, formula: str, numbers: str = "") -> dict[str, Any]:
     """One row: its name, FLOPs, how they grow with the model's size, the formula, the numbers that were put in."""
     return {"name": name, "flops": float(flops), "growth": growth, "formula": formula, "numbers": numbers}
 
 
-def task_rows(
-    chosen: Mapping[str, Constant], size: Number, n_features: Number, forward: Number, explainer: Number,
-    saes: Sequence[SAEShape],
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+def task_rows(chosen: Mapping[str, Constant], case: Case) -> Iterator[dict[str, Any]]:
     """What interpretation can consist of; growth with tokens, expansion and explainer kept as they are."""
+    size, saes, forward, explainer = case.size, case.saes, case.forward_flops_per_token, case.explainer_parameters
     c = {name: constant.value for name, constant in chosen.items()}
     n_tokens, prompt_tokens = c["statistics_tokens"], c["prompt_tokens"]
     n_sites = sum(sae.n_sites for sae in saes)
@@ -61,17 +112,16 @@ def task_rows(
         ("explanation and scores, all features", "F·c·t·2·e", c["explain_calls"], c["call_tokens"]),
         ("simulation, all features", "F·q·u·2·e", c["simulated_sequences"], c["sequence_tokens"]),
     ):
-        flops = explanation_flops(n_features, calls=calls, call_tokens=tokens, explainer_parameters=explainer)
-        yield entry(name, flops, "n^(2/3)", formula, _put(n_features, calls, tokens, 2, explainer))
+        flops = explanation_flops(case.n_features, calls=calls, call_tokens=tokens, explainer_parameters=explainer)
+        yield entry(name, flops, "n^(2/3)", formula, _put(case.n_features, calls, tokens, 2, explainer))
 
 
-def interpretation_rows(
-    chosen: Mapping[str, Constant], size: Number, n_features: Number, explainer: Number, training_tokens: Number | None
-) -> Iterator[dict[str, Any]]:
+def interpretation_rows(chosen: Mapping[str, Constant], case: Case) -> Iterator[dict[str, Any]]:
     """Explaining features for models of all sizes, and where that costs as much as pre-training.
 
     Rows of pairs (their names begin with "+") cost what is done in addition to explaining each feature.
     """
+    size, n_features = case.size, case.n_features
     c = {name: constant.value for name, constant in chosen.items()}
     pairs, every = partner_pairs(n_features), all_pairs(n_features)
     cases = (
@@ -80,7 +130,7 @@ def interpretation_rows(
         ("+ log2 F partners of each, F ∝ n", "F·log2(F)·p·t", pairs, c["pair_calls"], Fraction(1), n_features),
         ("+ every pair, F ∝ n", "F·F·p·t", every, c["pair_calls"], Fraction(2), None),
     )
-    for kind, parameters, extra in (("fixed", explainer, 0), ("equal", size, 1)):
+    for kind, parameters, extra in (("fixed", case.explainer_parameters, 0), ("equal", size, 1)):
         for name, formula, n_units, calls, exponent, features in cases:
             flops = explanation_flops(
                 n_units, calls=calls, call_tokens=c["call_tokens"], explainer_parameters=parameters
@@ -89,7 +139,8 @@ def interpretation_rows(
             numbers = _put(n_units, calls, c["call_tokens"], 2, parameters)
             symbol = "e" if kind == "fixed" else "n"
             row = entry(name, flops, law.growth, f"{formula}·2·{symbol}", numbers)
-            yield {**row, "explainer": kind, "explainer_parameters": float(parameters), **_where(law, training_tokens)}
+            where = _where(law, case.training_tokens)
+            yield {**row, "explainer": kind, "explainer_parameters": float(parameters), **where}
 
 
 def _where(law: Law, training_tokens: Number | None) -> dict[str, Any]:
@@ -102,10 +153,9 @@ def _where(law: Law, training_tokens: Number | None) -> dict[str, Any]:
     return {"cheaper": found.cheaper, "size": found.size, "alike": law.growth == trained.growth}
 
 
-def alternative_rows(
-    chosen: Mapping[str, Constant], n_features: Number, forward: Number, explainer: Number, training: Number,
-) -> list[dict[str, Any]]:  # fmt: skip
+def alternative_rows(chosen: Mapping[str, Constant], case: Case, *, training: Number) -> list[dict[str, Any]]:
     """The price of one direction to steer along, and how many of them these SAEs and their explanations would pay."""
+    n_features, explainer = case.n_features, case.explainer_parameters
     c = {name: constant.value for name, constant in chosen.items()}
     calls, tokens = c["explain_calls"], c["call_tokens"]
     explaining = explanation_flops(1, calls=calls, call_tokens=tokens, explainer_parameters=explainer)
@@ -117,8 +167,8 @@ def alternative_rows(
         ("a concept, difference of means", "2·m·a·f", c["contrast_pairs"], c["contrast_tokens"]),
         ("a behaviour, contrastive addition", "2·g·b·f", c["caa_pairs"], c["caa_tokens"]),
     ):
-        flops = contrast_flops(n_pairs, tokens=length, forward_flops=forward)
-        rows.append(entry(name, flops, "n", formula, _put(2, n_pairs, length, forward)))
+        flops = contrast_flops(n_pairs, tokens=length, forward_flops=case.forward_flops_per_token)
+        rows.append(entry(name, flops, "n", formula, _put(2, n_pairs, length, case.forward_flops_per_token)))
     for row in rows:
         row["for_training"] = training / row["flops"]
         row["for_training_and_explaining"] = (training + n_features * explaining) / row["flops"]

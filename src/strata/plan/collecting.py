@@ -2,19 +2,18 @@
 
 from typing import Any
 
-from strata.activations.quantization import STORE_DTYPES
 from strata.activations.store_layout import Part
 from strata.amounts import prefixed, sized
 from strata.config.collect import CollectConfig
 from strata.config.plan import PlanOptions
-from strata.costs.memory import training_memory
+from strata.costs.memory import ModelInMemory, RowsInMemory, training_memory
 from strata.costs.step import Rates
 from strata.lm.outline import outline
 from strata.plan.model import Model
-from strata.plan.quote import Quote
+from strata.plan.quote import Quote, price_per_second
 from strata.plan.room import free_bytes, placed, too_large
-from strata.plan.rows import RowShape
-from strata.plan.tables import listed, quotes_table, wrapped
+from strata.plan.rows import STORE_TYPES, RowShape, StoreType
+from strata.plan.tables import plan_of_quotes
 from strata.plan.text import TokenCount, count_tokens
 from strata.run_rows import chosen_sites
 
@@ -41,21 +40,19 @@ def plan_collecting(config: CollectConfig, options: PlanOptions, rates: Rates) -
     widths = {site: lm.d_in(site) for site in sites}
     shape = RowShape(widths=widths, n_numbers=sum(widths.values()))
     free = free_bytes(config.folder()) if options.hardware == "this" else None
-    dtypes = [config.dtype, *(dtype for dtype in STORE_DTYPES if dtype != config.dtype)]
+    dtypes: list[StoreType] = [config.dtype, *(dtype for dtype in STORE_TYPES if dtype != config.dtype)]
     quotes = [_quote(config, model, shape, rates, options, dtype=d, n_rows=n_rows, free=free) for d in dtypes]
     size = "" if model.n_parameters is None else f", {prefixed(model.n_parameters)} parameters"
     said = f" of part {part}" if part.n_parts > 1 else ""
-    lines = [
-        *wrapped(f"{config.model}{size}; text: {config.data}; {n_rows:,} rows{said} ({tokens.source}) of {len(sites)}"
-                 f" site(s), {config.held_out_tokens:,} held-out ones among them", indent="  "),
-        f"on {rates.name} ({rates.source if rates.kind == 'measured' else 'assumed'})",
-        "",
-        *quotes_table(quotes, assumed=rates.kind == "assumed"),
-        "",
-        *listed(_advice(quotes)),
-    ]  # fmt: skip
-    if options.explain:
-        lines += ["", *listed(_EXPLAINED.split("\n\n"))]
+    lines = plan_of_quotes(
+        f"{config.model}{size}; text: {config.data}; {n_rows:,} rows{said} ({tokens.source}) of {len(sites)}"
+        f" site(s), {config.held_out_tokens:,} held-out ones among them",
+        rates,
+        quotes,
+        parts=False,
+        said=_advice(quotes),
+        explained=_EXPLAINED.split("\n\n") if options.explain else [],
+    )
     numbers = {"command": "collect", "n_rows": n_rows, "rows_source": tokens.source, "sites": widths}
     return {**numbers, "ways": [quote.as_json() for quote in quotes]}, lines
 
@@ -69,8 +66,8 @@ out of the shuffle buffer, one after the other.
 """
 
 
-def _quote(config: CollectConfig, model: Model, shape: RowShape, rates: Rates, options: PlanOptions, *, dtype: str,
-           n_rows: int, free: float | None) -> Quote:  # fmt: skip
+def _quote(config: CollectConfig, model: Model, shape: RowShape, rates: Rates, options: PlanOptions, *,
+           dtype: StoreType, n_rows: int, free: float | None) -> Quote:  # fmt: skip
     sites = list(shape.widths)
     flops, forward = model.forward_flops(sites), model.forward_seconds(sites, rates)
     stored = float(n_rows * shape.stored_bytes(dtype))
@@ -78,11 +75,17 @@ def _quote(config: CollectConfig, model: Model, shape: RowShape, rates: Rates, o
     shard_rows = _shard_rows(config, shape, dtype)
     buffer = max(_BUFFER_ROWS, 4 * max(shard_rows, n_forward_tokens))
     memory = training_memory(
-        [], batch_size=shard_rows, weight_bytes=model.weight_bytes,
-        forward_bytes=model.forward_bytes(n_tokens=n_forward_tokens, n_numbers=shape.n_kept),
-        row_bytes=float(model.itemsize * shape.n_kept),
-        buffer_rows=min(n_rows, buffer if config.buffer_tokens == "auto" else config.buffer_tokens),
-    )  # fmt: skip
+        [],
+        batch_size=shard_rows,
+        rows=RowsInMemory(
+            row_bytes=float(model.itemsize * shape.n_kept),
+            buffer_rows=min(n_rows, buffer if config.buffer_tokens == "auto" else config.buffer_tokens),
+        ),
+        model=ModelInMemory(
+            weight_bytes=model.weight_bytes,
+            forward_bytes=model.forward_bytes(n_tokens=n_forward_tokens, n_numbers=shape.n_kept),
+        ),
+    )
     ram, device = placed(memory, "stream", rates)
     copied = 4.0 * model.itemsize * shape.n_kept * n_rows
     seconds = {
@@ -92,13 +95,12 @@ def _quote(config: CollectConfig, model: Model, shape: RowShape, rates: Rates, o
         "disk": stored / rates.disk_write_bytes_per_second,
         "copies": copied / rates.copy_bytes_per_second,
     }
-    per_hour = options.price_per_hour
     return Quote(
-        name=f"store in {dtype}", source=dtype, n_saes=0, n_sites=len(sites),  # pyright: ignore[reportArgumentType]
+        name=f"store in {dtype}", source=dtype, n_saes=0, n_sites=len(sites),
         lm_flops=None if flops is None else n_rows * flops, sae_flops=0.0,
         n_bytes=copied + stored + n_rows / n_forward_tokens * model.weight_bytes,
         ram_bytes=ram, device_bytes=device, disk_bytes={"store": stored}, seconds=seconds,
-        price_per_second=None if per_hour == "none" else per_hour / 3600,
+        price_per_second=price_per_second(options),
         excesses=too_large(ram, device, {"store": stored}, rates, free_bytes=free),
     )  # fmt: skip
 

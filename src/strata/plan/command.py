@@ -25,6 +25,13 @@ from strata.plan.tables import wrapped
 Plannable = TrainConfig | CollectConfig | GroupsConfig | EvaluateConfig
 """What can be planned."""
 
+_PLANS: dict[type[Plannable], tuple[str, Callable[..., tuple[dict[str, Any], list[str]]]]] = {
+    TrainConfig: ("train", training.plan_training),
+    CollectConfig: ("collect", collecting.plan_collecting),
+    GroupsConfig: ("groups", grouping.plan_grouping),
+    EvaluateConfig: ("evaluate", evaluating.plan_evaluating),
+}  # the command and how it is planned
+
 
 def plan(of: Plannable, options: PlanOptions, *, progress: bool = True) -> list[str]:
     """The price of a command.
@@ -41,15 +48,7 @@ def plan(of: Plannable, options: PlanOptions, *, progress: bool = True) -> list[
         UserError: whatever in the description cannot be done, or a file that cannot be written.
     """
     rates = _rates(of, options, progress=progress)
-    planned: Callable[..., tuple[dict[str, Any], list[str]]]
-    if isinstance(of, TrainConfig):
-        planned = training.plan_training
-    elif isinstance(of, CollectConfig):
-        planned = collecting.plan_collecting
-    elif isinstance(of, GroupsConfig):
-        planned = grouping.plan_grouping
-    else:
-        planned = evaluating.plan_evaluating
+    _, planned = _PLANS[type(of)]
     numbers, lines = planned(of, options, rates)
     if options.json != "none":
         _write(Path(options.json), {"machine": asdict(rates), "options": asdict(options), **numbers})
@@ -138,10 +137,10 @@ def _closing(of: Plannable, options: PlanOptions, rates: Rates) -> list[str]:
 
 def _calibrating(of: Plannable) -> str:
     """The command that measures this machine and the forward that was described."""
+    words = [_PLANS[type(of)][0]]
     if isinstance(of, EvaluateConfig):
-        words = ["evaluate", *map(str, of.runs)]
+        words += map(str, of.runs)
     else:
-        words = ["train" if isinstance(of, TrainConfig) else "groups" if isinstance(of, GroupsConfig) else "collect"]
         store, forward = _store(of), Forward.of(of)
         words += ["--model", forward.model] if store == "none" else ["--activations", store]
         if store == "none" and of.context_tokens != type(of)().context_tokens:

@@ -1,12 +1,12 @@
 """The plan of `strata evaluate`: the passes over held-out text that runs ask for."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from strata.amounts import prefixed
+from strata.atomic import as_object, read_object
 from strata.config.evaluate import EvaluateConfig
 from strata.config.plan import PlanOptions
 from strata.costs.step import Rates, SAEShape
@@ -14,10 +14,10 @@ from strata.errors import UserError
 from strata.lm.outline import outline
 from strata.plan.measuring import evaluation_flops, evaluation_seconds, held_out_text_seconds
 from strata.plan.model import Model
-from strata.plan.quote import Quote
+from strata.plan.quote import Quote, price_per_second
 from strata.plan.room import evaluating_memory, placed, too_large
 from strata.plan.saes import PlannedSAE
-from strata.plan.tables import listed, parts_table, quotes_table, wrapped
+from strata.plan.tables import plan_of_quotes
 
 _NOT_COUNTED = (
     "Downstream tasks, circuits, lm-eval and principal components are not in it: their texts are not known beforehand."
@@ -38,21 +38,15 @@ def plan_evaluating(config: EvaluateConfig, options: PlanOptions, rates: Rates) 
     """
     options.check_for("evaluate")
     quotes = [_quote(Path(run), config, options, rates) for run in config.runs]
-    assumed = rates.kind == "assumed"
-    lines = [
-        *wrapped(f"{len(quotes)} run(s) on {config.n_tokens:,} held-out tokens"),
-        f"on {rates.name} ({rates.source if rates.kind == 'measured' else 'assumed'})",
-        "",
-        *quotes_table(quotes, assumed=assumed),
-        "",
-        *parts_table(quotes[:4], assumed=assumed),
-        "",
-        *listed(
-            [*(f"{quote.name} does not fit: {reason}." for quote in quotes for reason in quote.excesses), _NOT_COUNTED]
-        ),
-    ]
-    if options.explain:
-        lines += ["", *listed([_EXPLAINED])]
+    misfits = [f"{quote.name} does not fit: {reason}." for quote in quotes for reason in quote.excesses]
+    lines = plan_of_quotes(
+        f"{len(quotes)} run(s) on {config.n_tokens:,} held-out tokens",
+        rates,
+        quotes,
+        parts=True,
+        said=[*misfits, _NOT_COUNTED],
+        explained=[_EXPLAINED] if options.explain else [],
+    )
     return {"command": "evaluate", "ways": [quote.as_json() for quote in quotes]}, lines
 
 
@@ -64,13 +58,13 @@ def run_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / "run.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_object(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"`runs` must be folders of finished runs. {folder} has no run.json of one. Give e.g. runs/demo-stdlib."
         ) from error
-    config = record.get("config") if isinstance(record, dict) else None
-    needed = {"config": config, **{f"config.{key}": _of(config, key) for key in ("model", "context_tokens", "sae")}}
+    config = as_object(record.get("config"))
+    needed = {"config": config, **{f"config.{key}": config.get(key) for key in ("model", "context_tokens", "sae")}}
     missing = next((key for key, value in needed.items() if not value), None)
     if missing is not None:
         raise UserError(f"`runs` must have a whole run.json. {path} lacks `{missing}`. Train the run again.")
@@ -88,7 +82,8 @@ def run_saes(folder: Path, record: dict[str, Any], *, d_in: Callable[[str], int]
     Raises:
         UserError: a run of transcoders or one that is not finished, or none of these says what an SAE is.
     """
-    named, rows = record.get("saes") or {}, record.get("layer_rows") or {}
+    named: dict[str, dict[str, Any]] = record.get("saes") or {}
+    rows: dict[str, dict[str, int]] = record.get("layer_rows") or {}
     target = record["config"].get("target_site", "same")
     if target != "same":
         raise UserError(
@@ -101,9 +96,10 @@ def run_saes(folder: Path, record: dict[str, Any], *, d_in: Callable[[str], int]
             " Go on with strata train --resume."
         )
     settings = record["config"]["sae"]
+    keys: Iterable[str] = rows or record["dead"]
     return [
         _run_sae(folder / "sae" / key, named.get(key) or {}, settings, sites=tuple(rows.get(key) or ()), d_in=d_in)
-        for key in rows or record["dead"]
+        for key in keys
     ]
 
 
@@ -118,7 +114,7 @@ def _run_sae(
     """One of them. Gates that are written as JumpReLU have lost their k: it is that of the settings."""
     if not sites or not {"d_in", "d_sae", "k"} <= known.keys():
         written = _written(folder)
-        site = _of(written.get("metadata"), "site")
+        site = as_object(written.get("metadata")).get("site")
         sites = sites or tuple(written.get("sites") or ([site] if site else []))
         known = {"k": settings.get("k"), **written, **known}
     if sites and "d_sae" not in known and "expansion_factor" in settings:
@@ -138,13 +134,8 @@ def _written(folder: Path) -> dict[str, Any]:
     """What an SAE's folder, or a group's, says of it; nothing where it says nothing."""
     for name in ("group.json", "cfg.json"):
         with suppress(OSError, ValueError):
-            found = json.loads((folder / name).read_text(encoding="utf-8"))
-            return found if isinstance(found, dict) else {}
+            return read_object(folder / name)
     return {}
-
-
-def _of(content: Any, key: str) -> Any:
-    return content.get(key) if isinstance(content, dict) else None
 
 
 def _quote(folder: Path, config: EvaluateConfig, options: PlanOptions, rates: Rates) -> Quote:
@@ -165,12 +156,11 @@ def _quote(folder: Path, config: EvaluateConfig, options: PlanOptions, rates: Ra
         "held-out text": held_out_text_seconds(rates, n_tokens=config.n_tokens),
         "evaluation": evaluation_seconds(model, saes, rates, n_tokens=config.n_tokens),
     }
-    per_hour = options.price_per_hour
     return Quote(
         name=f"{folder.name} ({prefixed(model.n_parameters)})", source="stream", n_saes=len(saes), n_sites=n_sites,
         lm_flops=None if flops is None else config.n_tokens * flops, sae_flops=config.n_tokens * encoding,
         n_bytes=config.n_tokens / batch_tokens * (model.weight_bytes + weights),
         ram_bytes=ram, device_bytes=device, disk_bytes={}, seconds=seconds,
-        price_per_second=None if per_hour == "none" else per_hour / 3600,
+        price_per_second=price_per_second(options),
         excesses=too_large(ram, device, {}, rates, free_bytes=None),
     )  # fmt: skip

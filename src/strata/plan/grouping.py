@@ -7,16 +7,16 @@ from strata.activations.store_layout import read_manifest
 from strata.amounts import prefixed
 from strata.config.groups import GroupsConfig
 from strata.config.plan import PlanOptions
-from strata.costs.memory import training_memory
+from strata.costs.memory import ModelInMemory, RowsInMemory, training_memory
 from strata.costs.step import Rates
 from strata.errors import UserError
 from strata.lm.outline import outline
 from strata.plan.model import Model
-from strata.plan.quote import Quote
+from strata.plan.quote import Quote, price_per_second
 from strata.plan.room import placed, too_large
 from strata.plan.rows import RowShape
 from strata.plan.subject import stored_rows
-from strata.plan.tables import listed, parts_table, quotes_table, wrapped
+from strata.plan.tables import plan_of_quotes
 
 _CKA_ROWS = 256  # of each forward (strata.activations.distances)
 
@@ -29,22 +29,15 @@ def plan_grouping(config: GroupsConfig, options: PlanOptions, rates: Rates) -> t
     """
     options.check_for("groups")
     quote, name = _stored(config, options, rates) if config.from_store() else _streamed(config, options, rates)
-    assumed = rates.kind == "assumed"
-    lines = [
-        *wrapped(name, indent="  "),
-        f"on {rates.name} ({rates.source if rates.kind == 'measured' else 'assumed'})",
-        "",
-        *quotes_table([quote], assumed=assumed),
-        "",
-        *parts_table([quote], assumed=assumed),
-        "",
-        *listed([
-            *(f"It does not fit: {reason}." for reason in quote.excesses),
-            "`strata plan train --groups auto` says what training in groups saves.",
-        ]),
-    ]  # fmt: skip
-    if options.explain:
-        lines += ["", *listed([_EXPLAINED])]
+    misfits = [f"It does not fit: {reason}." for reason in quote.excesses]
+    lines = plan_of_quotes(
+        name,
+        rates,
+        [quote],
+        parts=True,
+        said=[*misfits, "`strata plan train --groups auto` says what training in groups saves."],
+        explained=[_EXPLAINED] if options.explain else [],
+    )
     return {"command": "groups", "ways": [quote.as_json()]}, lines
 
 
@@ -69,10 +62,14 @@ def _streamed(config: GroupsConfig, options: PlanOptions, rates: Rates) -> tuple
         "language model": None if forward is None else config.n_tokens * forward,
     }
     memory = training_memory(
-        [], batch_size=n_forward_tokens, weight_bytes=model.weight_bytes,
-        forward_bytes=model.forward_bytes(n_tokens=n_forward_tokens, n_numbers=sum(widths.values())),
-        row_bytes=float(model.itemsize * sum(widths.values())), buffer_rows=2 * n_forward_tokens,
-    )  # fmt: skip
+        [],
+        batch_size=n_forward_tokens,
+        rows=RowsInMemory(row_bytes=float(model.itemsize * sum(widths.values())), buffer_rows=2 * n_forward_tokens),
+        model=ModelInMemory(
+            weight_bytes=model.weight_bytes,
+            forward_bytes=model.forward_bytes(n_tokens=n_forward_tokens, n_numbers=sum(widths.values())),
+        ),
+    )
     lm_flops = None if flops is None else config.n_tokens * flops
     moved = config.n_tokens / n_forward_tokens * model.weight_bytes
     parts = f"{lm.name}, {prefixed(model.n_parameters)} parameters: {len(lm.sites)} layers, {config.n_tokens:,} rows"
@@ -90,9 +87,10 @@ def _stored(config: GroupsConfig, options: PlanOptions, rates: Rates) -> tuple[Q
         "disk": n_rows * n_bytes / rates.disk_read_bytes_per_second,
     }
     memory = training_memory(
-        [], batch_size=4096, weight_bytes=0.0, forward_bytes=0.0, row_bytes=4.0 * sum(widths.values()),
-        buffer_rows=min(n_rows, 65_536),
-    )  # fmt: skip
+        [],
+        batch_size=4096,
+        rows=RowsInMemory(row_bytes=4.0 * sum(widths.values()), buffer_rows=min(n_rows, 65_536)),
+    )
     name = f"{folder}: {len(widths)} layers, {n_rows:,} rows"
     found = _quote(config, options, rates, widths, memory=memory, seconds=seconds, lm_flops=0.0,
                    moved=float(n_rows * n_bytes))  # fmt: skip
@@ -108,10 +106,9 @@ def _quote(config: GroupsConfig, options: PlanOptions, rates: Rates, widths: dic
     alignment = n_batches * _CKA_ROWS**2 * n_layers * (2.0 * d_in + n_layers + 1)
     seconds = seconds | {"distances": (angles + alignment) / rates.forward_flops_per_second}
     ram, device = placed(memory, "stream", rates)
-    per_hour = options.price_per_hour
     return Quote(
         name="measuring layers", source="stream", n_saes=0, n_sites=n_layers, lm_flops=lm_flops, sae_flops=0.0,
         n_bytes=moved, ram_bytes=ram, device_bytes=device, disk_bytes={}, seconds=seconds,
-        price_per_second=None if per_hour == "none" else per_hour / 3600,
+        price_per_second=price_per_second(options),
         excesses=too_large(ram, device, {}, rates, free_bytes=None),
     )  # fmt: skip

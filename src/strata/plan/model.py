@@ -34,7 +34,7 @@ class Model:
     lm_dtype: str = "auto"
     device: str = "auto"
     on_device: bool = False
-    _known: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[tuple[Any, ...], Any] = field(default_factory=dict[tuple[Any, ...], Any], repr=False, compare=False)
 
     @classmethod
     def of(cls, lm: LanguageModel, *, context_tokens: int, lm_dtype: str, device: str, on_device: bool) -> "Model":

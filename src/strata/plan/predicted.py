@@ -9,7 +9,7 @@ from strata.assignments import Assignment, sites_read
 from strata.config.train import TrainConfig
 from strata.costs.step import Rates
 from strata.lm.model import LanguageModel
-from strata.plan.rows import Source, row_shape, waiting_seconds
+from strata.plan.rows import Source, row_shape, store_type, waiting_seconds
 from strata.plan.saes import planned_saes, step_seconds
 from strata.plan.subject import described_assignments, model_of
 from strata.run_rows import chosen_sites
@@ -84,5 +84,4 @@ def source_of(config: TrainConfig) -> Source:
         return "stream"
     if config.activations == "collected":
         return "collected"
-    dtype: Any = read_manifest(Path(config.activations)).dtype
-    return dtype
+    return store_type(read_manifest(Path(config.activations)).dtype)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from strata.config.plan import PlanOptions
 from strata.costs.step import Rates
 from strata.plan.measuring import GROUPING_TOKENS, grouping_seconds, held_out_seconds, report_seconds
-from strata.plan.quote import COLLECTING, Quote
+from strata.plan.quote import COLLECTING, Quote, price_per_second
 from strata.plan.recording import checkpoint_seconds, preparing_seconds
 from strata.plan.room import STORE_HELD_OUT, disk_of, memory_of, placed, too_large
 from strata.plan.rows import RowShape, Source, copied_bytes, row_shape, waiting_seconds
@@ -59,7 +59,6 @@ class Pricing:
         memory = memory_of(subject, shape, source, on_this, exists=exists)
         ram, device = placed(memory, source, self.rates)
         disk = disk_of(subject, shape, source, saes, exists=exists)
-        per_hour = self.options.price_per_hour
         return Quote(
             name=name,
             source=source,
@@ -73,7 +72,7 @@ class Pricing:
             device_bytes=device,
             disk_bytes=disk,
             seconds=self._seconds(shape, source, saes, on_this, n_devices=n_devices, exists=exists),
-            price_per_second=None if per_hour == "none" else n_devices * per_hour / 3600,
+            price_per_second=price_per_second(self.options, n_devices=n_devices),
             excesses=too_large(ram, device, disk, self.rates, free_bytes=self._free_bytes),
         )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from strata.amounts import sized
+from strata.config.plan import PlanOptions
 from strata.plan.rows import Source
 
 COLLECTING = "collecting: "
@@ -63,7 +64,7 @@ class Quote:
     sae_flops: float
     n_bytes: float
     ram_bytes: Mapping[str, float]
-    device_bytes: Mapping[str, float] = field(default_factory=dict)
+    device_bytes: Mapping[str, float] = field(default_factory=dict[str, float])
     disk_bytes: Mapping[str, float]
     seconds: Mapping[str, float | None]
     price_per_second: float | None = None
@@ -114,6 +115,12 @@ class Quote:
             "fits": self.fits,
             "reasons": [str(excess) for excess in self.excesses],
         }
+
+
+def price_per_second(options: PlanOptions, *, n_devices: int = 1) -> float | None:
+    """Of all devices together; None without a price."""
+    per_hour = options.price_per_hour
+    return None if per_hour == "none" else n_devices * per_hour / 3600
 
 
 def device_counts(most: int) -> list[int]:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from strata.activations.quantization import STORE_DTYPES
 from strata.amounts import prefixed, share
 from strata.costs.step import Rates
 from strata.plan.quote import Quote
-from strata.plan.rows import RowShape
+from strata.plan.rows import STORE_TYPES, RowShape
 from strata.plan.tables import timed
 from strata.plan.ways import Ways
 
@@ -63,8 +62,8 @@ def break_even(shape: RowShape, rates: Rates, *, flops_per_second: float, below:
         below: P, half of the forward's FLOPs per token.
         n_passes: n, epochs times trainings.
     """
-    found = []
-    for dtype in STORE_DTYPES:
+    found: list[BreakEven] = []
+    for dtype in STORE_TYPES:
         n_bytes = shape.stored_bytes(dtype)
         one = n_bytes * flops_per_second / 2
         reading = one / rates.disk_read_bytes_per_second
@@ -107,23 +106,30 @@ def _fitting(described: Quote) -> list[str]:
 
 
 def _source(ways: Ways, *, n_trainings: int, assumed: bool) -> list[str]:
-    """The fastest way that fits."""
+    """The fastest way that fits; of those that are nearly as fast the first, and a word of that."""
     known = [(seconds, quote) for quote in ways.sources if (seconds := quote.seconds_of(n_trainings)) is not None]
     fitting = [(seconds, quote) for seconds, quote in known if quote.fits]
     if not fitting:
         why = "none of the ways fits on this machine" if known else "the language model's cost is not known"
         return [f"No way to get rows is recommended: {why}."]
-    least = min(seconds for seconds, _ in fitting)
+    least, fastest = min(fitting, key=lambda one: one[0])
     seconds, best = next((s, quote) for s, quote in fitting if s <= _NEARLY * least)
+    nearly = ""
+    if fastest is not best:
+        other = fastest.name.removeprefix("as described: ").capitalize()
+        nearly = (
+            f" {other} takes {timed(least, assumed=assumed)}, which counts as equally fast (within"
+            f" {share(_NEARLY - 1)}): of such ways the simpler, then the more exact one is advised."
+        )
     described = ways.described[0]
     own = described.seconds_of(n_trainings)
     takes = timed(seconds, assumed=assumed) + (f" for {n_trainings} trainings" if n_trainings > 1 else "")
     if best is described:
         others = [f"{quote.name} {timed(s, assumed=assumed)}" for s, quote in fitting if quote is not best]
         against = f" against {', '.join(others)}" if others else ""
-        return [f"Keep to what is described ({best.name.removeprefix('as described: ')}): {takes}{against}."]
+        return [f"Keep to what is described ({best.name.removeprefix('as described: ')}): {takes}{against}.{nearly}"]
     instead = f" instead of {timed(own, assumed=assumed)}" if own is not None and described.fits else ""
-    return [f"Take {best.name}: {takes}{instead}. {_HOW[_kind(best)].format(dtype=best.source)}"]
+    return [f"Take {best.name}: {takes}{instead}.{nearly} {_HOW[_kind(best)].format(dtype=best.source)}"]
 
 
 _HOW = {

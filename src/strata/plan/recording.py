@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from strata.costs.memory import checkpoint_bytes
 from strata.costs.step import Rates
+from strata.costs.tensors import checkpoint_bytes
 from strata.durations import Duration
 from strata.plan.saes import PlannedSAE
 from strata.plan.subject import Subject

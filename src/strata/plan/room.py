@@ -6,14 +6,15 @@ from pathlib import Path
 
 from strata.config.collect import CollectConfig
 from strata.costs.memory import (
-    checkpoint_bytes,
+    ModelInMemory,
+    RowsInMemory,
     evaluation_memory,
     evaluation_pieces,
     examples_memory,
-    folder_bytes,
     training_memory,
 )
 from strata.costs.step import Rates, SAEShape
+from strata.costs.tensors import checkpoint_bytes, folder_bytes
 from strata.plan.model import Model
 from strata.plan.quote import Excess
 from strata.plan.rows import RowShape, Source
@@ -78,24 +79,25 @@ def evaluating_memory(
     kept = n_numbers * min(2, n_pieces)
     phases = [
         evaluation_memory(
-            shapes, weight_bytes=model.weight_bytes,
-            forward_bytes=model.forward_bytes(n_tokens=piece, n_numbers=kept), piece_tokens=piece, n_pieces=n_pieces,
+            shapes,
+            model=ModelInMemory(
+                weight_bytes=model.weight_bytes, forward_bytes=model.forward_bytes(n_tokens=piece, n_numbers=kept)
+            ),
+            piece_tokens=piece,
+            n_pieces=n_pieces,
             vocabulary_size=0 if all(shape.d_out for shape in shapes) else model.n_scores,
             number_bytes=float(model.itemsize),
         )
-    ]  # fmt: skip
-    forward = model.forward_bytes(n_tokens=batch_tokens, n_numbers=n_numbers)
+    ]
+    passing = ModelInMemory(
+        weight_bytes=model.weight_bytes, forward_bytes=model.forward_bytes(n_tokens=batch_tokens, n_numbers=n_numbers)
+    )
     if examples:
-        phases.append(
-            examples_memory(shapes, weight_bytes=model.weight_bytes, forward_bytes=forward, batch_tokens=batch_tokens)
-        )
+        phases.append(examples_memory(shapes, model=passing, batch_tokens=batch_tokens))
     rows = max((n_tokens * 4.0 * (2 * one.d_in + _TARGET_COPIES * one.d_out) for one in shapes if one.d_out), default=0)
     if rows:  # transcoders are compared on all held-out rows at once
-        passing = evaluation_memory(
-            shapes, weight_bytes=model.weight_bytes, forward_bytes=forward, piece_tokens=batch_tokens, n_pieces=1,
-            vocabulary_size=0,
-        )  # fmt: skip
-        phases.append({**passing, "rows": rows})
+        compared = evaluation_memory(shapes, model=passing, piece_tokens=batch_tokens, n_pieces=1, vocabulary_size=0)
+        phases.append({**compared, "rows": rows})
     return max(phases, key=lambda parts: sum(parts.values()))
 
 
@@ -111,10 +113,9 @@ def _training(subject: Subject, shape: RowShape, source: Source, saes: Sequence[
     return training_memory(
         shapes,
         batch_size=subject.config.sae.batch_size,
-        weight_bytes=0.0,
-        forward_bytes=0.0,
-        row_bytes=4.0 * shape.n_numbers,
-        buffer_rows=min(subject.n_rows, _window_rows(shape, source)),
+        rows=RowsInMemory(
+            row_bytes=4.0 * shape.n_numbers, buffer_rows=min(subject.n_rows, _window_rows(shape, source))
+        ),
     )
 
 
@@ -186,12 +187,13 @@ def _with_model(
     return training_memory(
         shapes,
         batch_size=config.sae.batch_size,
-        weight_bytes=model.weight_bytes,
-        forward_bytes=passing,
-        row_bytes=float(n_read * (4 if kept_rows else model.itemsize)),
-        buffer_rows=buffer_rows,
-        kept_rows=kept_rows,
-        token_bytes=float(_COUNTED_TOKEN_BYTES * n_counted),
+        rows=RowsInMemory(
+            row_bytes=float(n_read * (4 if kept_rows else model.itemsize)),
+            buffer_rows=buffer_rows,
+            kept_rows=kept_rows,
+            token_bytes=float(_COUNTED_TOKEN_BYTES * n_counted),
+        ),
+        model=ModelInMemory(weight_bytes=model.weight_bytes, forward_bytes=passing),
     )
 
 

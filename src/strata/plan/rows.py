@@ -2,17 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from strata.activations.quantization import bytes_per_row
+from strata.activations.quantization import STORE_DTYPES, bytes_per_row
 from strata.costs.step import Rates
 from strata.plan.saes import PlannedSAE
 
-Source = Literal["stream", "collected", "fp32", "bf16", "fp16", "int8"]
+StoreType = Literal["fp32", "bf16", "fp16", "int8"]
+Source = Literal["stream", "collected"] | StoreType
 """Where rows come from: made while training, made before and kept in memory, or a store of a type."""
 
 _TO_DEVICE_BYTES_PER_SECOND = 25e9  # PCIe 4 with 16 lanes, four fifths of it: an assumption
 _CACHED_SHARE = 0.5  # of the memory: a store below it is read from the disk once, then from the system's cache
+
+
+def store_type(dtype: str) -> StoreType:
+    """A store's type, one of `STORE_DTYPES`."""
+    return next(known for known in get_args(StoreType) if known == dtype)
+
+
+STORE_TYPES: tuple[StoreType, ...] = tuple(store_type(dtype) for dtype in STORE_DTYPES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ class Subject:
     layers: list[str]
     tokens: TokenCount
     store: Manifest | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list[str])
 
     @property
     def n_rows(self) -> int:
@@ -86,7 +86,8 @@ def described_assignments(
         UserError: a sweep or groups that are none, or a transcoder of several sites.
     """
     check_sweep(sweep_configs(config.sae, config.sweep))
-    groups, notes = None, []
+    groups: list[tuple[str, ...]] | None = None
+    notes: list[str] = []
     if config.groups == "auto":
         first = list(layers[:-1]) or list(layers)
         groups = [tuple(first[start : start + 2]) for start in range(0, len(first), 2)]

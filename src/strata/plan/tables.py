@@ -4,11 +4,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from strata.amounts import MISSING, prefixed, share, spent
+from strata.costs.step import Rates
 from strata.plan.quote import Quote
 from strata.plan.ways import Ways, shown_groups
 
 WIDTH = 120
 _MOST_DEVICE_COLUMNS = 4
+_MOST_QUOTES_IN_PARTS = 4
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -124,7 +126,8 @@ def _fitting(quotes: Sequence[Quote]) -> str:
 
 def _narrowed(columns: Mapping[str, Sequence[str]], spare: Sequence[str]) -> list[str]:
     """A table without as many of the spare columns as make it fit, the first of them first, and a line that says so."""
-    columns, left_out = dict(columns), []
+    columns = dict(columns)
+    left_out: list[str] = []
 
     def table() -> list[str]:
         return aligned(list(columns), list(zip(*columns.values(), strict=True)))
@@ -135,6 +138,30 @@ def _narrowed(columns: Mapping[str, Sequence[str]], spare: Sequence[str]) -> lis
         if columns.pop(name, None) is not None:
             left_out.append(name)
     return [*table(), *(wrapped(f"No room for {', '.join(left_out)}: `--json FILE` has them.") if left_out else [])]
+
+
+def plan_of_quotes(
+    headline: str, rates: Rates, quotes: Sequence[Quote], *, parts: bool, said: Sequence[str], explained: Sequence[str]
+) -> list[str]:
+    """The text of a plan that is no training's.
+
+    Args:
+        headline: what is planned.
+        rates: of the machine.
+        quotes: its ways.
+        parts: also where the seconds go, of four ways at most.
+        said: sentences behind the tables.
+        explained: paragraphs behind these; none of them unless `--explain` asks.
+    """
+    assumed = rates.kind == "assumed"
+    lines = [*wrapped(headline, indent="  "), machine_line(rates), "", *quotes_table(quotes, assumed=assumed), ""]
+    lines += [*parts_table(quotes[:_MOST_QUOTES_IN_PARTS], assumed=assumed), ""] if parts else []
+    return [*lines, *listed(said), *(["", *listed(explained)] if explained else [])]
+
+
+def machine_line(rates: Rates) -> str:
+    """On which machine, and whether its speeds were measured."""
+    return f"on {rates.name} ({rates.source if rates.kind == 'measured' else 'assumed'})"
 
 
 def parts_table(quotes: Sequence[Quote], *, assumed: bool) -> list[str]:

@@ -9,6 +9,7 @@ from strata.config.train import TrainConfig
 from strata.costs.pretraining import known_training_tokens
 from strata.costs.step import Rates
 from strata.plan.against import against, formulas, render
+from strata.plan.argument import Case
 from strata.plan.explained import explanation
 from strata.plan.measuring import GROUPING_TOKENS, evaluation_flops, n_measurements
 from strata.plan.predicted import source_of
@@ -18,7 +19,7 @@ from strata.plan.recommend import as_json, break_even, recommend
 from strata.plan.room import free_bytes
 from strata.plan.saes import PlannedSAE, uncalibrated
 from strata.plan.subject import Subject, subject_of
-from strata.plan.tables import groups_table, listed, parts_table, quotes_table, wrapped
+from strata.plan.tables import groups_table, listed, machine_line, parts_table, quotes_table, wrapped
 from strata.plan.ways import Ways, ways_of
 
 _SEVERAL = (
@@ -104,7 +105,7 @@ def _headline(subject: Subject, rates: Rates) -> list[str]:
         f"{model.name}{size}{forward}",
         f"{text}; {epochs} of {subject.n_rows:,} rows ({subject.tokens.source}): {steps}",
         _saes(subject.saes),
-        f"on {rates.name} ({rates.source if rates.kind == 'measured' else 'assumed'})",
+        machine_line(rates),
     ]
     notes = list(subject.notes)
     gates = uncalibrated(subject.saes)
@@ -188,9 +189,9 @@ def _against(subject: Subject, options: PlanOptions, ways: Ways) -> dict[str, An
         known = known_training_tokens(model.name)
         tokens, source = (None, "not known") if known is None else (known.n_tokens, known.source)
     saes = _of_one_setting(subject.saes)
-    return against(
-        model.n_parameters,
-        tokens,
+    case = Case(
+        subject_parameters=model.n_parameters,
+        training_tokens=tokens,
         training_source=source,
         sae_flops=quote.sae_flops,
         lm_flops=quote.lm_flops or 0.0,
@@ -202,6 +203,7 @@ def _against(subject: Subject, options: PlanOptions, ways: Ways) -> dict[str, An
         measuring_flops=_measuring_flops(subject),
         n_settings=len(subject.configs),
     )
+    return against(case)
 
 
 def _of_one_setting(saes: Sequence[PlannedSAE]) -> list[PlannedSAE]:

@@ -1,14 +1,12 @@
 """The ways of a training that a plan compares: sources of rows, SAEs per layer and per group, numbers of devices."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from strata.activations.quantization import STORE_DTYPES
 from strata.plan.pricing import Pricing
 from strata.plan.quote import Quote, device_counts
-from strata.plan.rows import Source
-from strata.plan.saes import PlannedSAE, layer_saes
+from strata.plan.rows import STORE_TYPES, Source
+from strata.plan.saes import layer_saes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +46,14 @@ def ways_of(pricing: Pricing, source: Source) -> Ways:
     sources = [described[0]]
     if subject.model.lm is not None:
         named: dict[Source, str] = {"stream": "streaming", "collected": "collected in memory"}
-        named |= {dtype: f"store in {dtype}" for dtype in STORE_DTYPES if dtype != source or not exists}  # pyright: ignore[reportAssignmentType]
+        named |= {dtype: f"store in {dtype}" for dtype in STORE_TYPES if dtype != source or not exists}
         sources += [pricing.quote(name, way) for way, name in named.items() if way != source]
     groups: dict[int, list[Quote]] = {}
     layers = [] if subject.targets else subject.layers
     for k in range(len(layers), 0, -1):
         saes = layer_saes(subject.configs, layers, subject.widths, n_groups=k)
         name = "one SAE per layer" if k == len(layers) else f"{k} group{'s' if k > 1 else ''}"
-        groups[k] = [_quote(pricing, name, source, saes, n_devices=n, exists=exists) for n in devices]
+        groups[k] = [pricing.quote(name, source, saes, n_devices=n, exists=exists) for n in devices]
     return Ways(described=described, sources=sources, groups=groups)
 
 
@@ -69,9 +67,3 @@ def shown_groups(n_layers: int) -> list[int]:
 def _described(pricing: Pricing, source: Source, *, n_devices: int, exists: bool) -> Quote:
     way = {"stream": "streaming", "collected": "collected in memory"}.get(source, f"from the store ({source})")
     return pricing.quote(f"as described: {way}", source, n_devices=n_devices, exists=exists)
-
-
-def _quote(
-    pricing: Pricing, name: str, source: Source, saes: Sequence[PlannedSAE], *, n_devices: int, exists: bool
-) -> Quote:
-    return pricing.quote(name, source, saes, n_devices=n_devices, exists=exists)

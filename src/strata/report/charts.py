@@ -116,7 +116,7 @@ def bars(name: str, *, title: str, values: dict[str, float | None]) -> dict[str,
     width = SIDE / max(1, len(values))
     labels = _short_names(list(values))
     stride = math.ceil(len(values) / 20)
-    drawn = []
+    drawn: list[dict[str, Any]] = []
     for place, (site, value) in enumerate(values.items()):
         height = 0.0 if value is None else SIDE * (axis.at(max(value, 0.0)) - axis.at(0.0))
         drawn.append(
@@ -150,7 +150,8 @@ def _round_step(length: float, *, n_most: int) -> float:
 
 
 def _path(x_axis: Axis, y_axis: Axis, xs: list[float], values: list[float | None]) -> str:
-    parts, pen_down = [], False
+    parts: list[str] = []
+    pen_down = False
     for x, value in zip(xs, values, strict=True):
         if value is None or not y_axis.holds(value):
             pen_down = False

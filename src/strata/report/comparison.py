@@ -104,12 +104,17 @@ def _markdown(found: dict[str, Any], title: str, plots: list[str]) -> str:
 
 
 def _page(found: dict[str, Any], title: str, plots: dict[str, str]) -> str:
+    text = found["text"]
+    models = [(name, f"{n['n_rows']:,} rows of {n['n_tokens']:,} tokens") for name, n in text["models"].items()]
     content = {
+        "kind": "evaluation",
         "title": title,
-        "data": found["text"]["data"],
-        "models": found["text"]["models"],
-        "context_tokens": found["text"]["context_tokens"],
-        "date": found["date"],
+        "about": [
+            ("Text", f"{text['data']}, held-out documents"),
+            *models,
+            ("Context", f"{text['context_tokens']} tokens"),
+            ("Date", found["date"]),
+        ],
         "plots": [Markup(plot) for plot in plots.values()],
         "left_out": left_out(found),
         "tables": tables(found),

@@ -1,7 +1,7 @@
 """The tables of a comparison of runs, for Markdown and for the page alike."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from strata.evaluate.harness import harness_table
@@ -30,7 +30,7 @@ class Table:
     title: str
     note: str
     head: list[str]
-    rows: list[list[str]] = field(default_factory=list)
+    rows: list[list[str]]
 
     def markdown(self) -> str:
         """The table with its title and note."""
@@ -51,7 +51,7 @@ def _suites(found: Found) -> Table:
     sites = found["mean_sites"]
     where = f"{len(sites)} sites that all suites have" if sites else "each suite's own sites: they have none in common"
     head = ["Suite", "SAEs", "Latents", "k", *(_COLUMNS[key].label for key in _MEANS)]
-    rows = []
+    rows: list[list[str]] = []
     for name, suite in found["suites"].items():
         shown = [show(suite["means"][key], _COLUMNS[key].form) for key in _MEANS]
         rows.append([name, _n_saes(suite), _latents(suite), str(suite["settings"]["k"]), *shown])
@@ -143,7 +143,9 @@ def _by_site(found: Found, key: str) -> Table:
     known = any(number(value) is not None for row in values for value in row)
     rows = [[site, *(show(value, column.form) for value in row)] for site, row in zip(sites, values, strict=True)]
     if key in _LOSSES and len(sites) > 1:
-        together = [suite["all_sites"] if len(suite["sites"]) > 1 else {} for suite in suites.values()]
+        together: list[dict[str, Any]] = [
+            suite["all_sites"] if len(suite["sites"]) > 1 else {} for suite in suites.values()
+        ]
         rows.append(["all at once", *(show(one.get(key), column.form) for one in together)])
     note = _dead_note(suites) if key == "dead_share" else column.definition
     return Table(f"{column.label} by site", note, ["Site", *suites], rows if known else [])
@@ -181,7 +183,7 @@ def _differ(pair: Found) -> str:
 def _tasks(found: Found) -> list[Table]:
     """Accuracy and logit difference, one row per task, one column per suite."""
     names = list(found["suites"])
-    made = []
+    made: list[Table] = []
     kinds: tuple[tuple[str, str, Form], ...] = (
         ("accuracy", "Task accuracy", "share"),
         ("logit_difference", "Task logit difference", "nats"),
@@ -203,7 +205,7 @@ def _tasks(found: Found) -> list[Table]:
 def _lm_eval(found: Found) -> Table:
     """One row per metric of a task, one column per suite; "0.750 ± 0.043"."""
     names = list(found["suites"])
-    rows = []
+    rows: list[list[str]] = []
     for of_model in found["lm_eval"]:
         clean = of_model["clean"]
         by_suite = {
@@ -241,7 +243,7 @@ def _with_stderr(row: Found | None) -> str:
 
 def _circuits(found: Found) -> Table:
     sizes = sorted({circuit["size"] for one in found["circuits"] for circuit in one["circuits"]})
-    rows = []
+    rows: list[list[str]] = []
     for one in found["circuits"]:
         by_size = {circuit["size"]: circuit["faithfulness"] for circuit in one["circuits"]}
         error = "kept" if one["with_error"] else "left out"

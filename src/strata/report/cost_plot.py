@@ -56,9 +56,10 @@ def points(found: Mapping[str, Any], quality: Callable[[Mapping[str, Any]], Any]
     shown = {name: suite for name, suite in found["suites"].items() if _is_comparable(suite, found)}
     known = {name: suite for name, suite in shown.items() if number(quality(suite)) is not None}
     labels, same_hardware = _labels(known), len(_hardware(shown)) < 2
-    placed = []
+    placed: list[Point] = []
     for name, suite in known.items():
-        y, cost = number(quality(suite)), suite["cost"] or {}
+        y = number(quality(suite))
+        cost: Mapping[str, Any] = suite["cost"] or {}
         flops = [number(cost.get(key)) for key in ("sae_flops", "lm_flops")]
         both = None if None in flops else sum(value for value in flops if value is not None)
         seconds = number(cost.get("sae_seconds")) if same_hardware else None
@@ -69,7 +70,7 @@ def points(found: Mapping[str, Any], quality: Callable[[Mapping[str, Any]], Any]
 def left_out(found: Mapping[str, Any]) -> list[str]:
     """What the plots do not show, and why, in sentences."""
     suites = found["suites"]
-    said = []
+    said: list[str] = []
     others = [name for name, suite in suites.items() if not _is_comparable(suite, found)]
     if others:
         said.append(
@@ -95,7 +96,7 @@ def _hardware(suites: Mapping[str, Any]) -> dict[str, list[str]]:
     """Where the suites' seconds were measured → the suites' names; without those that have no seconds."""
     places: dict[str, list[str]] = {}
     for name, suite in suites.items():
-        cost = suite["cost"] or {}
+        cost: Mapping[str, Any] = suite["cost"] or {}
         if number(cost.get("sae_seconds")) is not None:
             places.setdefault(cost.get("hardware") or "unknown", []).append(name)
     return places
@@ -108,7 +109,7 @@ def _labels(suites: Mapping[str, Any]) -> dict[str, str]:
         settings = {key: value for key, value in suite["settings"].items() if key != "seed"}
         alike = [settings, suite["groups"], suite["model"], sorted(suite["sites"]), suite["run"] is None]
         families.setdefault(json.dumps(alike, sort_keys=True, default=str), []).append(name)
-    labels = {}
+    labels: dict[str, str] = {}
     for names in families.values():
         alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
         shared = re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", "".join(letters[0] for letters in alike))
@@ -171,7 +172,7 @@ def _panel(
     def y_of(y: float) -> float:
         return bottom - (bottom - _TOP) * y_axis.at(y)
 
-    drawn = []
+    drawn: list[str] = []
     for tick in y_axis.ticks():
         drawn.append(_line(left, y_of(tick), right, y_of(tick), colour="#e5dfd8"))
         if ticks:
@@ -229,7 +230,8 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def _legend(kinds: Sequence[Kind]) -> str:
-    drawn, x = [], float(_WIDTH - _RIGHT)
+    drawn: list[str] = []
+    x = _WIDTH - _RIGHT
     for kind in reversed(kinds):
         x -= _LETTER_WIDTH * len(kind)
         drawn.append(_text(x, 24.0, kind, colour="#6a6058"))

@@ -17,6 +17,7 @@ _STYLE = (
 _PALE, _DEEP = (253, 246, 238), (122, 43, 10)
 _MOST_NUMBERED = 26  # layers; more of them get smaller cells without numbers, which a pointer still shows
 _LEFT, _TOP = 44, 8
+_LINES = (("worst_diameter", "sg-grey", "worst diameter"), ("amad", "sg-accent", "AMAD"))  # key, style, in words
 _Length = int | float  # in units of the picture
 
 
@@ -37,7 +38,7 @@ def heatmap(
     known = [v for row, line in enumerate(values) for v in numbers(line[:row])]
     high, low = max(known, default=1) or 1, 0 if min(known, default=0) < 0.5 else min(known)
     labels = _short(sites)
-    parts = []
+    parts: list[str] = []
     for row in range(n):
         for column in range(n):
             value = number(values[row][column])
@@ -104,7 +105,7 @@ def curve(rows: Sequence[dict[str, Any]], *, chosen: int, threshold: float | Non
             " stroke-dasharray='5 4'/>"
             + _text(left + across + 8, y(threshold) + 4, f"threshold {threshold:g}", size=12, anchor="start")
         )
-    for key, line, kind in (("worst_diameter", "sg-grey", "worst diameter"), ("amad", "sg-accent", "AMAD")):
+    for key, line, kind in _LINES:
         points = " ".join(f"{x(row['k']):.1f},{y(row[key]):.1f}" for row in rows)
         parts.append(
             f"<polyline points='{points}' fill='none' class='{line}' stroke-width='2'><title>{kind}</title></polyline>"
@@ -119,7 +120,7 @@ def curve(rows: Sequence[dict[str, Any]], *, chosen: int, threshold: float | Non
     parts += [
         f"<line x1='{width - 122}' x2='{width - 104}' y1='{place}' y2='{place}' class='{line}' stroke-width='2'/>"
         + _text(width - 98, place + 4, kind, size=12, anchor="start")
-        for place, line, kind in ((22, "sg-grey", "worst diameter"), (42, "sg-accent", "AMAD"))
+        for place, (_, line, kind) in zip((22, 42), _LINES, strict=True)
     ]
     return _svg("".join(parts), width=width, height=height, title="AMAD and worst diameter over the number of groups")
 

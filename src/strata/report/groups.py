@@ -1,34 +1,40 @@
 """The whole way of `strata groups`: measure, choose, and show it as figures, a table and a page."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from strata.atomic import write_whole
 from strata.config.groups import GroupsConfig
 from strata.config.layer_groups import group_name
-from strata.errors import UserError
 from strata.groups.command import groups_run
 from strata.groups.files import read_record
 from strata.groups.record import chosen_row
 from strata.report.group_figures import curve, heatmap
 from strata.report.numbers import MISSING, short_count, show
-from strata.report.templates import filled
+from strata.report.templates import filled, write_pages
 
-_COLUMNS = (  # title, definition
-    ("K", "Groups of neighbouring layers, without the last layer's own SAE where it was left out."),
-    ("Layers of each group", "Not contiguous where “published” joins layers that are no neighbours."),
-    ("SAEs", "One for each group, and one for a last layer that was left out."),
+_Row = Mapping[str, Any]
+_COLUMNS: tuple[tuple[str, str, Callable[[_Row], str]], ...] = (  # title, definition, a row's cell
+    ("K", "Groups of neighbouring layers, without the last layer's own SAE where it was left out.",
+     lambda row: str(row["k"])),
+    ("Layers of each group", "Not contiguous where “published” joins layers that are no neighbours.",
+     lambda row: layers_text(row["groups"])),
+    ("SAEs", "One for each group, and one for a last layer that was left out.", lambda row: str(row["n_saes"])),
     ("AMAD", ("Mean of the K groups' largest distances, 0 for a single layer. A distance is the mean angle between the"
-             " layers' centred activations of a token, in units of π: ½ is at right angles.")),
-    ("Worst diameter", "The largest distance between two layers of one group."),
+             " layers' centred activations of a token, in units of π: ½ is at right angles."),
+     lambda row: show(row["amad"], "ratio")),
+    ("Worst diameter", "The largest distance between two layers of one group.",
+     lambda row: show(row["worst_diameter"], "ratio")),
     ("SAE cost", ("SAEs over layers: of the cost of training one SAE per layer, if each SAE sees equally many rows. A"
-                 " budget is a share of this cost.")),
+                 " budget is a share of this cost."), lambda row: show(row["sae_share"], "share")),
     ("Total cost", ("The same with the language model's pass, in counted FLOPs per token: 2·d·h + 10·k·d for an SAE's"
-                   " step, 2·P + 4·C·H·d_head for each block. Of a store the pass is paid already.")),
-    ("Saving", "What is left of one SAE per layer's cost: 1 − total cost."),
-    ("Total cost, Group-SAE", "The same as its authors count it (arXiv 2410.21508): 10·d·h for an SAE's step, dense."),
+                   " step, 2·P + 4·C·H·d_head for each block. Of a store the pass is paid already."),
+     lambda row: show(row["cost_share"], "share")),
+    ("Saving", "What is left of one SAE per layer's cost: 1 − total cost.", lambda row: show(row["saving"], "share")),
+    ("Total cost, Group-SAE", "The same as its authors count it (arXiv 2410.21508): 10·d·h for an SAE's step, dense.",
+     lambda row: show(row["published_cost_share"], "share")),
 )  # fmt: skip
 
 
@@ -61,15 +67,8 @@ def write_groups_report(folder: Path) -> Path:
     by_threshold = record["config"]["k"] == "auto" and record["config"]["budget"] == "none"
     drawn = curve(record["table"], chosen=record["k"], threshold=record["threshold"] if by_threshold else None)
     page = filled("groups.html", _content(record, distances, drawn))
-    files = {"heatmap.svg": distances, "amad.svg": drawn, "groups.md": _markdown(record), "index.html": page}
-    try:
-        for name, text in files.items():
-            write_whole(folder / name, text.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise UserError(
-            f"`out` must be a folder that can be written. {folder}: {error.strerror or error}. Make room, or give"
-            " another."
-        ) from error
+    texts = {"heatmap.svg": distances, "amad.svg": drawn, "groups.md": _markdown(record), "index.html": page}
+    write_pages(folder, texts)
     return folder / "index.html"
 
 
@@ -79,7 +78,8 @@ def _content(record: dict[str, Any], distances: str, drawn: str) -> dict[str, An
     if cka is not None:
         cka = heatmap(cka, sites=record["sites"], groups=record["groups"], title="Linear CKA between layers")
     return {
-        "model": _model(record),
+        "kind": "layer groups",
+        "title": _model(record),
         "about": _about(record),
         "verdict": _verdict(record),
         "tiles": [
@@ -93,25 +93,15 @@ def _content(record: dict[str, Any], distances: str, drawn: str) -> dict[str, An
         "cka": None if cka is None else Markup(cka),
         "curve": Markup(drawn),
         "method": record["method"],
-        "columns": _COLUMNS,
+        "columns": [(label, definition) for label, definition, _ in _COLUMNS],
         "rows": [{"chosen": row["k"] == record["k"], "cells": _cells(row)} for row in record["table"]],
         "facts": _facts(record),
         "version": record["versions"].get("strata-sae") or "",
     }
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    return [
-        str(row["k"]),
-        layers_text(row["groups"]),
-        str(row["n_saes"]),
-        show(row["amad"], "ratio"),
-        show(row["worst_diameter"], "ratio"),
-        show(row["sae_share"], "share"),
-        show(row["cost_share"], "share"),
-        show(row["saving"], "share"),
-        show(row["published_cost_share"], "share"),
-    ]
+def _cells(row: _Row) -> list[str]:
+    return [cell(row) for _, _, cell in _COLUMNS]
 
 
 def layers_text(groups: list[list[str]] | None) -> str:
@@ -168,9 +158,9 @@ def _flops(value: float | None, *, of: str) -> str:
 
 
 def _markdown(record: dict[str, Any]) -> str:
-    head = "| " + " | ".join(label for label, _ in _COLUMNS) + " |"
+    head = "| " + " | ".join(label for label, _, _ in _COLUMNS) + " |"
     rule = "|" + "|".join("--:" if place != 1 else ":--" for place in range(len(_COLUMNS))) + "|"
-    lines = []
+    lines: list[str] = []
     for row in record["table"]:
         cells = _cells(row)
         lines.append("| " + " | ".join(f"**{c}**" if row["k"] == record["k"] else c for c in cells) + " |")

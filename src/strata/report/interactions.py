@@ -57,8 +57,17 @@ def page_of(record: dict[str, Any], pictures: dict[str, str]) -> str:
         record: interactions.json.
         pictures: SVG by graph, as `strata.interactions.picture.draw` makes it (which escapes every text).
     """
-    content = {name: record[name] for name in ("about", "keys", "counts", "targets")}
-    content["graphs"] = [_shown(record, name, title, pictures) for name, title in GRAPHS.items()]
+    about, counts = record["about"], record["counts"]
+    n_rows = counts["coactivation"]["pairs_of_saes"][0]["n_rows"]
+    content = {
+        "kind": "interactions",
+        "title": about["run"],
+        "about": [("SAEs", ", ".join(record["keys"])), ("Rows", f"{n_rows:,}"), ("Date", about["date"])],
+        "counts": counts,
+        "graphs": [_shown(record, name, title, pictures) for name, title in GRAPHS.items()],
+        "targets": record["targets"],
+        "version": about["strata_version"],
+    }
     return filled("interactions.html", content)
 
 

@@ -9,9 +9,10 @@ from strata.report.numbers import number
 from strata.report.run_files import RunFiles, read_run
 from strata.report.snippets import feature_cards
 from strata.report.summary import facts, heading, held_out, notices, tiles, verdict
-from strata.report.templates import filled, inlined
+from strata.report.templates import filled, inlined, write_pages
 
 MOST_SITES_UNFOLDED = 2
+_CURVES = (("fvu", "FVU, training batches (log scale)", "log"), ("dead_share", "Dead latents", "percent"))
 
 
 def write_report(run_folder: Path) -> Path:
@@ -28,25 +29,26 @@ def write_report(run_folder: Path) -> Path:
         The path of the page.
 
     Raises:
-        UserError: there is no ``run.json``, or a file is not the JSON that it should be.
+        UserError: there is no ``run.json``, or a file is not the JSON that it should be; or the page cannot be written.
     """
     files = read_run(run_folder)
     page = filled("page.html", _content(files))
-    path = run_folder / "report" / "index.html"
-    path.parent.mkdir(exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_bytes(page.encode("utf-8", errors="replace"))  # a lone surrogate in a token is no reason to fail
-    draft.replace(path)
-    return path
+    folder = run_folder / "report"
+    folder.mkdir(exist_ok=True)
+    write_pages(folder, {"index.html": page})
+    return folder / "index.html"
 
 
 def _content(files: RunFiles) -> dict[str, Any]:
     sites = files.sites
     main = table(files, HEADLINE)
+    about = heading(files)
     cards = {site: feature_cards(files.features.get(site)) for site in sites}
     return {
         "js": inlined("page.js"),
-        "heading": heading(files),
+        "kind": "report",
+        "title": about["model"],
+        "about": [("Text", about["data"]), ("Sites", about["sites"]), ("Date", about["date"])],
         "verdict": verdict(files),
         "notices": notices(files),
         "tiles": tiles(files),
@@ -83,9 +85,9 @@ def _curves(files: RunFiles, sites: list[str]) -> list[dict[str, Any]]:
             title=title,
             rows=rows,
             lines={site: files.logged(site, key) for site in sites},
-            log=key == "fvu",
-            percent=key == "dead_share",
+            log=scale == "log",
+            percent=scale == "percent",
         )
-        for key, title in (("fvu", "FVU, training batches (log scale)"), ("dead_share", "Dead latents"))
+        for key, title, scale in _CURVES
     ]
     return [chart for chart in drawn if chart["lines"]]

@@ -8,12 +8,11 @@ from typing import Any
 from strata.activations.harvest import collect
 from strata.atomic import write_json
 from strata.config.train import TrainConfig
-from strata.distributed.ranks import ALONE, Ranks
+from strata.distributed.ranks import ALONE, Ranks, joined_ranks
 from strata.errors import UserError
 from strata.evaluate.examples import feature_examples
-from strata.evaluate.held_out_text import held_out_batches
 from strata.evaluate.language_loss import UNDEFINED
-from strata.evaluate.prediction import prediction_quality
+from strata.evaluate.quality import prediction_quality
 from strata.evaluate.suites import by_suite, evaluate_suites
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch
@@ -51,7 +50,7 @@ def train_and_report(config: TrainConfig, *, progress: bool = True, ranks: Ranks
         features: dict[str, Any] = {}
         for saes in by_suite(per_layer(trained.saes)):
             examples = feature_examples(
-                lm, _named_by_site(saes), batches, seed=config.sae.seed, lm_dtype=config.lm_dtype
+                lm, _named_by_site(saes), batches, seed=config.sae.seed, lm_dtype=config.lm_dtype, folder=folder
             )
             features |= {key: examples[_site(sae)] for key, sae in saes.items()}
         write_json(folder / "features.json", features)
@@ -60,6 +59,17 @@ def train_and_report(config: TrainConfig, *, progress: bool = True, ranks: Ranks
     page = write_report(folder)
     say(f"evaluated in {time.perf_counter() - start:.0f} s", shown=progress)
     return page
+
+
+def train_with_ranks(config: TrainConfig) -> list[Path]:
+    """`train_and_report` with the other processes of a distributed start, where there are any.
+
+    Returns:
+        What it gives, of the first process; of the others nothing.
+    """
+    with joined_ranks() as ranks:
+        made = train_and_report(config, ranks=ranks)
+    return [made] if ranks.is_first else []
 
 
 def evaluation_of(
@@ -103,13 +113,7 @@ def _model_and_text(rows: RunRows, *, progress: bool) -> tuple[LanguageModel, li
     config = rows.config
     try:
         lm = rows.language_model
-        batches = held_out_batches(
-            lm,
-            config.data,
-            n_tokens=config.held_out_tokens,
-            context_tokens=config.context_tokens,
-            text_batch_size=config.sae.text_batch_size,
-        )
+        batches = rows.held_out_text(config.held_out_tokens)
     except UserError as error:
         if config.activations in ("stream", "collected"):
             raise

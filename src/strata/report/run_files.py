@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from strata.atomic import as_object, read_object
 from strata.config.train import SAEConfig
 from strata.errors import UserError
 from strata.lm.sites import depth
@@ -32,14 +33,14 @@ class RunFiles:
     @cached_property
     def sites(self) -> list[str]:
         """Every site that any file speaks of, by depth: of a group `layers.0-2/layers.1` and so on, not the group."""
-        named = {*self.trained, *_section(self.evaluation, "sites"), *self.features, *self.widths}
+        named = {*self.trained, *section(self.evaluation, "sites"), *self.features, *self.widths}
         layers = {name.rsplit("/", 1)[0] for name in named if "/layers." in name}
         return sorted(named - layers, key=depth)
 
     @cached_property
     def trained(self) -> list[str]:
         """Every site or group whose training was logged, by depth."""
-        return sorted({site for line in self.metrics for site in _section(line, "sites")}, key=depth)
+        return sorted({site for line in self.metrics for site in section(line, "sites")}, key=depth)
 
     @property
     def last(self) -> dict[str, Any]:
@@ -60,18 +61,17 @@ class RunFiles:
         """The value of run.json at a path of keys, or None where any of them is missing."""
         value: Any = self.run
         for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
+            value = as_object(value).get(key)
         return value
 
     def measured(self, site: str) -> dict[str, Any]:
         """What was measured of a site on held-out text, or else what its last training step logged."""
-        held_out = _section(_section(self.evaluation, "sites"), site)
-        logged = _section(self.last, "sites")
-        return held_out or _section(logged, site) or _section(logged, site.rsplit("/layers.", 1)[0])
+        held_out, logged = section(self.evaluation, "sites", site), section(self.last, "sites")
+        return held_out or section(logged, site) or section(logged, site.rsplit("/layers.", 1)[0])
 
     def logged(self, site: str, key: str) -> list[float | None]:
         """One measurement of a site over all logged steps."""
-        return [number(_section(_section(line, "sites"), site).get(key)) for line in self.metrics]
+        return [number(section(line, "sites", site).get(key)) for line in self.metrics]
 
     def dead_window_rows(self, site: str) -> int | None:
         """Rows without firing after which a latent of that site counts as dead: as evaluated, or else as configured."""
@@ -107,9 +107,10 @@ def read_run(folder: Path) -> RunFiles:
     )
 
 
-def _section(value: Any, key: str) -> dict[str, Any]:
-    found = value.get(key) if isinstance(value, dict) else None
-    return found if isinstance(found, dict) else {}
+def section(value: Any, *keys: str) -> dict[str, Any]:
+    """The object at a path of keys, an empty one where there is none."""
+    found = as_object(value)
+    return section(found.get(keys[0]), *keys[1:]) if keys else found
 
 
 def _broken(path: Path, what: str) -> UserError:
@@ -122,12 +123,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (ValueError, RecursionError) as error:
-        raise _broken(path, "JSON") from error
-    if not isinstance(value, dict):
-        raise _broken(path, "a JSON object")
-    return value
+        raise _broken(path, "a JSON object") from error
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -139,22 +137,22 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
         if not text.strip():
             continue
         try:
-            line = json.loads(text)
+            line: Any = json.loads(text)
         except ValueError as error:
             if place == len(written):  # a run that is being written, or was killed while it wrote
                 break
             raise _broken(path, "one JSON object per line") from error
         if not isinstance(line, dict):
             raise _broken(path, "one JSON object per line")
-        step = number(line.get("step"))
+        step = number(as_object(line).get("step"))
         while step is not None and kept and (number(kept[-1].get("step")) or 0.0) >= step:
             kept.pop()  # logged before a resume went back to the last checkpoint
-        kept.append(line)
+        kept.append(as_object(line))
     return kept
 
 
 def _read_widths(folder: Path) -> dict[str, tuple[int, int]]:
-    widths = {}
+    widths: dict[str, tuple[int, int]] = {}
     patterns = ("*", "*/*", "*/*/*")  # the deeper ones of sweeps and groups
     for path in [found for pattern in patterns for found in folder.glob(f"{pattern}/cfg.json")]:
         try:

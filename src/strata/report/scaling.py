@@ -1,20 +1,19 @@
 """The whole way of `strata scaling`: sweep, fit, and show it as a page."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from strata.atomic import write_whole
 from strata.config.scaling import ScalingConfig
 from strata.costs.scaling_law import Law
 from strata.errors import UserError
 from strata.report.numbers import MISSING, duration, short_count, show
 from strata.report.scaling_figures import Band, Plot, Series, amount, draw
 from strata.report.scaling_tables import estimate, tables
-from strata.report.templates import filled
+from strata.report.templates import filled, write_pages
 from strata.scaling.command import scaling_run
 from strata.scaling.files import read_record
 
@@ -46,13 +45,7 @@ def write_scaling_report(folder: Path) -> Path:
     if record.get("fit") is None:
         raise UserError(f"The sweep in {folder} has no fit yet. Go on with --resume, or fit it with --fit-only.")
     page = filled("scaling.html", _content(record))
-    try:
-        write_whole(folder / "index.html", page.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise UserError(
-            f"`out` must be a folder that can be written. {folder}: {error.strerror or error}. Make room, or give"
-            " another."
-        ) from error
+    write_pages(folder, {"index.html": page})
     return folder / "index.html"
 
 
@@ -60,10 +53,11 @@ def _content(record: Mapping[str, Any]) -> dict[str, Any]:
     fit = record["fit"]
     drawn = [(plot.title, draw(plot)) for plot in _plots(record)]
     return {
-        "model": str(record["model"].get("name", MISSING)),
+        "kind": "scaling",
+        "title": str(record["model"].get("name", MISSING)),
         "about": _about(record),
         "verdict": verdict(fit),
-        "caveats": [warning(fit), *fit["caveats"]],
+        "notices": [warning(fit), *fit["caveats"]],
         "tiles": _tiles(record),
         "figures": [(caption, Markup(picture)) for caption, picture in drawn if picture],  # escaped where made
         "tables": tables(record),
@@ -155,20 +149,23 @@ def _over_compute(fit: Mapping[str, Any], points: list[dict[str, float]], k: flo
     dots = [(p["flops"] + fit["forward_flops"] * p["n_tokens"], p["fvu"]) for p in points if p["k"] == k]
     line: list[tuple[float, float]] = []
     if own["law"] is not None:
-        law, xs = Law.from_json(own["law"]), np.geomspace(min(x for x, _ in dots), max(x for x, _ in dots), 60)
+        law, given = Law.from_json(own["law"]), [float(x) for x, _ in dots]
+        xs = np.geomspace(min(given), max(given), 60)
         line = [(x, float(law.loss(1.0, x, 1.0))) for x in xs.tolist()]
     return Series(name=f"k = {k:g}", colour=colour, dots=dots, line=line)
 
 
-def _slice(title: str, x_title: str, axis: str, points: list[dict[str, float]], ks: list[float], loss: Any) -> Plot:
+def _slice(title: str, x_title: str, axis: str, points: list[dict[str, float]], ks: list[float],
+           loss: Callable[[float, float], Any]) -> Plot:  # fmt: skip
     """Measured losses along one axis, and the law."""
-    xs = np.geomspace(min(p[axis] for p in points), max(p[axis] for p in points), 60).tolist()
+    measured = [p[axis] for p in points]
+    xs = np.geomspace(min(measured), max(measured), 60)
     series = [
         Series(
             name=f"k = {k:g}",
             colour=place,
             dots=[(p[axis], p["fvu"]) for p in points if p["k"] == k],
-            line=[(x, float(loss(x, k))) for x in xs],
+            line=[(x, float(loss(x, k))) for x in xs.tolist()],
         )
         for place, k in enumerate(ks)
     ]

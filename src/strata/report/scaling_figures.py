@@ -129,7 +129,7 @@ def _is_drawn(pair: Pair) -> bool:
 
 def _grid(place: _Place, plot: Plot) -> str:
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-    parts = []
+    parts: list[str] = []
     for tick in place.y_axis.ticks():
         y = place.y(tick)
         parts.append(f"<line x1='{_LEFT}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}' stroke='{_SOFT}' opacity='.25'/>")
@@ -153,7 +153,7 @@ def _band(place: _Place, band: Band) -> str:
 
 def _series(place: _Place, one: Series) -> str:
     colour = _colour(one.colour)
-    parts = []
+    parts: list[str] = []
     if one.line:
         dash = " stroke-dasharray='5 4'" if one.dashed else ""
         tip = f"<title>{escape(one.name)}</title>" if one.name else ""
@@ -175,7 +175,8 @@ def _mark(place: _Place, x: float, words: str) -> str:
 
 
 def _legend(series: Sequence[Series]) -> str:
-    parts, x = [], _LEFT
+    parts: list[str] = []
+    x = _LEFT
     for one in series:
         if one.name:
             parts.append(f"<rect x='{x:.1f}' y='9' width='14' height='4' rx='2' fill='{_colour(one.colour)}'/>")

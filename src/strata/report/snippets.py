@@ -3,10 +3,11 @@
 import math
 import re
 from html import escape
-from typing import Any
+from typing import Any, cast
 
 from markupsafe import Markup
 
+from strata.atomic import as_object
 from strata.report.numbers import number, numbers, show
 from strata.visible_text import visible
 
@@ -28,12 +29,16 @@ def feature_cards(features: Any) -> list[dict[str, Any]]:
     Args:
         features: the site's list in features.json; what is no feature is left out.
     """
-    return [_card(feature) for feature in features if isinstance(feature, dict)] if isinstance(features, list) else []
+    return [_card(as_object(feature)) for feature in _listed(features) if isinstance(feature, dict)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
 def _card(feature: dict[str, Any]) -> dict[str, Any]:
-    examples = [e for e in feature.get("examples") or [] if isinstance(e, dict)]
-    seen = [value for example in examples for value in numbers(example.get("activations") or [])]
+    examples = [as_object(one) for one in _listed(feature.get("examples")) if isinstance(one, dict)]
+    seen = [value for example in examples for value in numbers(_listed(example.get("activations")))]
     strongest = number(feature.get("max_activation"))
     strongest = max(seen, default=0.0) if strongest is None else strongest
     return {
@@ -63,8 +68,8 @@ def snippet(example: dict[str, Any], *, full: float) -> dict[str, Any]:
         ``html``: tokens that fired in ``<mark class="a1".."a10">`` with their value as title, the peak with class
         ``peak``, line breaks as ↵ and a break; ``peak``: its value as text.
     """
-    tokens = [str(token) for token in example.get("tokens") or []]
-    values = [number(value) for value in example.get("activations") or []]
+    tokens = [str(token) for token in _listed(example.get("tokens"))]
+    values = [number(value) for value in _listed(example.get("activations"))]
     values = (values + [None] * len(tokens))[: len(tokens)]
     peak = example.get("peak")
     if not isinstance(peak, int) or not 0 <= peak < len(tokens):

@@ -1,8 +1,9 @@
 """A run in few words: what it was, how well it went, the headline figures, and the full facts."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
+from strata.atomic import as_object
 from strata.report.columns import dead_window
 from strata.report.numbers import MISSING, NBSP, duration, mean, number, short_count, show, spread
 from strata.report.run_files import RunFiles
@@ -83,7 +84,7 @@ def _weakest(files: RunFiles) -> str:
 
 def notices(files: RunFiles) -> list[str]:
     """What is missing from this report, and why."""
-    said = []
+    said: list[str] = []
     step, n_steps = number(files.last.get("step")), number(files.run.get("n_steps"))
     if not files.finished:
         status = files.run.get("status")
@@ -100,15 +101,15 @@ def notices(files: RunFiles) -> list[str]:
     return said
 
 
-def tiles(files: RunFiles) -> list[dict[str, str]]:
-    """The headline figures: ``label``, ``value``, ``note``; those that are unknown are left out."""
+def tiles(files: RunFiles) -> list[tuple[str, str, str]]:
+    """The headline figures: label, value and note; those that are unknown are left out."""
     measured = [files.measured(site) for site in files.sites]
     many = len(measured) > 1
-    shown = []
+    shown: list[tuple[str, str, str]] = []
 
     def add(label: str, value: str, note: str) -> None:
         if value != MISSING:
-            shown.append({"label": label, "value": value, "note": note})
+            shown.append((label, value, note))
 
     def over_sites(key: str, label: str, form: Any, note: str = "") -> None:
         values = [m.get(key) for m in measured]
@@ -170,7 +171,8 @@ def facts(files: RunFiles) -> list[dict[str, Any]]:
 
 def _flat(value: Any, prefix: str = "", *, unit: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
-        return [row for key, inner in value.items() for row in _flat(inner, f"{prefix}.{key}".lstrip("."), unit=unit)]
+        inside = as_object(value).items()
+        return [row for key, inner in inside for row in _flat(inner, f"{prefix}.{key}".lstrip("."), unit=unit)]
     if value is None and not prefix:
         return []
     return [(prefix or "value", _fact(value) + (f"{NBSP}{unit}" if unit and number(value) is not None else ""))]
@@ -180,7 +182,7 @@ def _fact(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(_fact(inner) for inner in value) or MISSING
+        return ", ".join(map(_fact, cast("list[Any]", value))) or MISSING
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):

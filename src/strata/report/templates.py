@@ -7,6 +7,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from strata.atomic import write_whole
+from strata.errors import UserError
+
 HERE = Path(__file__).parent
 
 
@@ -21,6 +24,26 @@ def filled(template: str, content: Mapping[str, Any]) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template(template).render({**content, "css": inlined("style.css")})
+
+
+def write_pages(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write pages and what belongs to them, each whole or not at all, in the place of those that stand there.
+
+    Args:
+        folder: for them.
+        texts: by name of the file. A lone surrogate, as a token may hold one, becomes a question mark.
+
+    Raises:
+        UserError: one cannot be written.
+    """
+    try:
+        for name, text in texts.items():
+            write_whole(folder / name, text.encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise UserError(
+            f"`out` must be a folder that can be written. {folder}: {error.strerror or error}. Make room, or give"
+            " another."
+        ) from error
 
 
 def inlined(name: str) -> Markup:

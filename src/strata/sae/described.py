@@ -46,7 +46,7 @@ class SAEDescription:
     prepend_bos: bool = False
     hook_head_index: int | None = None
     normalize_activations: str = "none"
-    model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
+    model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     dataset_path: str = ""
     dataset_trust_remote_code: bool = False
     seqpos_slice: tuple[int | None, ...] = (None,)
@@ -65,7 +65,7 @@ class SAEDescription:
         """From an SAE's metadata and shapes; what the metadata does not say, or says as None, has its default."""
         hook_name = metadata.get("hook_name") or metadata.get("site")
         number = _NUMBER.search(str(hook_name))
-        stated = {
+        stated: dict[str, Any] = {
             "context_size": metadata.get("context_size"),
             "prepend_bos": metadata.get("prepend_bos"),
             "hook_head_index": metadata.get("hook_head_index"),

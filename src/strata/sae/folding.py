@@ -135,7 +135,7 @@ def fold_group(
         metadata: of the layers, by site.
     """
     W_enc, W_dec = params["W_enc"].clone().t(), params["W_dec"].clone()  # one copy for all layers
-    saes = {}
+    saes: dict[str, SAE] = {}
     for number, (site, (gate, b_enc)) in enumerate(zip(spaces.sites, finished, strict=True)):
         own = spaces.normalization.of_site(number)
         assert isinstance(own.scale, float), "statistics of a site, not of rows"

@@ -1,10 +1,11 @@
 """Gates: the nonlinearity that turns pre-activations into a sparse code, as a trained SAE has it.
 
 How a gate is trained stands in `sae/rules/`: BatchTopK and Matryoshka SAEs become JumpReLU ones when they are finished.
-A new gate is a class here and a row in GATES.
+A new gate is a class here and a row in GATES, by which files are read.
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,6 +44,11 @@ class Gate(nn.Module):
         """The gate for pre-activations and codes that are `factor` (above 0) times as large. Copies."""
         return self
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], *, k: int) -> "Gate":
+        """The gate that a file holds: its `tensors` by name, and k of a gate that has one."""
+        return cls()
+
     def description(self) -> dict[str, Any]:
         """What a file format needs to know beside the tensors."""
         return {"architecture": self.architecture}
@@ -60,6 +66,11 @@ class TopK(Gate):
     def __init__(self, k: int) -> None:
         super().__init__()
         self.k = k
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], *, k: int) -> "TopK":
+        """From k alone."""
+        return cls(k)
 
     def dense(self, pre: Float[Tensor, "*rows d_sae"]) -> Float[Tensor, "*rows d_sae"]:
         """The code of all pre-activations at once, differentiable."""
@@ -113,6 +124,11 @@ class JumpReLU(ReLU):
         super().__init__()
         self.threshold = nn.Parameter(threshold, requires_grad=False)
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], *, k: int) -> "JumpReLU":
+        """From its thresholds."""
+        return cls(tensors["threshold"])
+
     def floor(self) -> PerLatent:
         """The threshold; 0 where it is below."""
         return self.threshold.relu()
@@ -145,6 +161,11 @@ class Gated(ReLU):
         self.r_mag = nn.Parameter(r_mag, requires_grad=False)
         self.b_mag = nn.Parameter(b_mag, requires_grad=False)
         self.b_gate = nn.Parameter(b_gate, requires_grad=False)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], *, k: int) -> "Gated":
+        """From its three; `b_gate` is copied, for the SAE has it too."""
+        return cls(r_mag=tensors["r_mag"], b_mag=tensors["b_mag"], b_gate=tensors["b_gate"].clone())
 
     def dense(self, pre: Float[Tensor, "*rows d_sae"]) -> Float[Tensor, "*rows d_sae"]:
         """The code of all pre-activations at once, differentiable with respect to pre."""

@@ -9,22 +9,31 @@ from strata.errors import UserError
 from strata.kernels import select
 from strata.kernels.entries import SparseEntries
 from strata.kernels.pytorch import unit_rows_
-from strata.sae.folding import Spaces, unfold
+from strata.sae.folding import GroupSpaces, Spaces, unfold
 from strata.sae.group import GroupSAE
 from strata.sae.model import SAE, Transcoder
 from strata.sae.rules.base import Params, Rule
+from strata.shapes import lengths
 
 _SAMPLE_ROWS = 1024
+
+
+def first_rows(
+    spaces: Spaces | GroupSpaces, sample: Tensor, target_sample: Tensor | None, layers: Tensor | None
+) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"] | None]:
+    """The few normalised rows of a sample, and of its target (transcoders), that random weights are fitted to."""
+    own = spaces.of(None if layers is None else layers[:_SAMPLE_ROWS])
+    target = None if target_sample is None else own.output.apply(target_sample[:_SAMPLE_ROWS])
+    return own.source.apply(sample[:_SAMPLE_ROWS]), target
 
 
 def random_weights(
     rule: Rule,
     inputs: Float[Tensor, "n d_in"],
-    target: Float[Tensor, "n d_out"],
+    target: Float[Tensor, "n d_out"] | None,
     *,
     seed: int,
-    tied: bool,
-    skip: bool = False,
+    skip: bool,
 ) -> Params:
     """Random unit encoder rows, scaled so that the first reconstructions have the right length.
 
@@ -33,13 +42,11 @@ def random_weights(
 
     Args:
         rule: which tensors beside encoder and decoder there are.
-        inputs: normalised rows.
-        target: normalised rows of the target; for an SAE the same.
+        inputs: normalised rows; see `first_rows`.
+        target: normalised rows of a transcoder's target; None for an SAE.
         seed: of the random directions.
-        tied: SAE (True) or transcoder.
         skip: with a skip connection, which starts at 0.
     """
-    inputs, target = inputs[:_SAMPLE_ROWS], target[:_SAMPLE_ROWS]
     generator, device = torch.Generator().manual_seed(seed), inputs.device
     W_enc = torch.randn(rule.d_sae, inputs.shape[1], generator=generator).to(device)
     unit_rows_(W_enc)
@@ -47,12 +54,12 @@ def random_weights(
     pre, indices = select.select_topk(inputs, W_enc, zeros, rule.k)
     entries = SparseEntries.of_topk(indices, rule.d_sae)
     values = pre.relu().view(-1)
-    if tied:
-        W_dec = W_enc.clone()
+    if target is None:
+        W_dec, target = W_enc.clone(), inputs
     else:
         W_dec = entries.weight_gradient(values, target)
         never = torch.randn(rule.d_sae, target.shape[1], generator=generator).to(device)
-        W_dec = torch.where(W_dec.norm(dim=1, keepdim=True) > 0, W_dec, never)
+        W_dec = torch.where(lengths(W_dec).unsqueeze(1) > 0, W_dec, never)
         unit_rows_(W_dec)
     first = entries.decode(values, W_dec)
     factor = (target * first).sum() / first.square().sum().clamp_min(1e-12)

@@ -1,6 +1,6 @@
 """An SAE that is being trained: weights, optimiser, normalisation, firing record, and the step."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -11,25 +11,23 @@ from strata.config.train import SAEConfig
 from strata.errors import UserError
 from strata.kernels import select
 from strata.kernels.capacity import KeepsCapacity
-from strata.kernels.gradient import RowGradient
 from strata.sae import resampling, revival
 from strata.sae.folding import GroupSpaces, Spaces, fold, fold_group, group_spaces_of, spaces_of
 from strata.sae.gates import Gate
 from strata.sae.group import GroupSAE
-from strata.sae.initial import one_layer, random_weights, weights_of
+from strata.sae.initial import first_rows, one_layer, random_weights, weights_of
 from strata.sae.model import SAE, Transcoder
 from strata.sae.normalization import Normalization
 from strata.sae.optim import Schedule, UnitRowAdam
 from strata.sae.pieces import Pieces
-from strata.sae.recent import RecentRows
+from strata.sae.recent import MOST_RECENT_ROWS, RecentRows
 from strata.sae.rules.base import Batch, Outcome
 from strata.sae.rules.registry import make_rule
+from strata.sae.tally import Tally
 
-REVIVAL_ROWS = 512  # rows of a batch that the revival term looks at
 REVIVAL_LATENTS = 1024  # dead latents it can hold at once, the longest silent first
 REVIVAL_REFRESH_STEPS = 10  # steps between two looks for dead latents
 _RESAMPLING_ROWS = 8192  # the last rows, from which resampling draws
-_MOST_RECENT_ROWS = 65_536  # of groups, which keep as many for each layer
 _SILENT_ROWS = 1_000_000
 
 Layers = UInt8[Tensor, " rows"]
@@ -77,23 +75,22 @@ class Learner:
         self.rule = make_rule(config, d_sae=self.d_sae)
         self.spaces: Spaces | GroupSpaces
         if group is None:
-            names = {"site": site, "target_site": target_site}
-            self.spaces = spaces_of(sample, target_sample, **names, centring=config.centring)
+            self.spaces = spaces_of(sample, target_sample, site=site, target_site=target_site, centring=config.centring)
         else:
             self.spaces = group_spaces_of(group, sample, layers, centring=config.centring)
-        if target_sample is not None and config.architecture == "gated":
-            raise UserError('`SAEConfig.architecture` "gated" cannot be a transcoder: no format holds one.')
+        if target_sample is not None and not self.rule.makes_transcoders:
+            raise UserError(
+                f'`SAEConfig.architecture` "{config.architecture}" cannot be a transcoder: no format holds one. Choose'
+                " another, or leave target_site out."
+            )
         if skip and target_sample is None:
-            raise UserError("`skip` is for transcoders. Got it without target_site.")
+            raise UserError("`skip` is for transcoders. Got it without target_site. Name one, or leave skip out.")
         if init is None:
-            first = self.spaces.of(None if layers is None else layers[:8192])
-            inputs = first.source.apply(sample[:8192])
-            target = inputs if target_sample is None else first.output.apply(target_sample[:8192])
-            tied = target_sample is None
-            self.params = random_weights(self.rule, inputs, target, seed=config.seed, tied=tied, skip=skip)
+            rows = first_rows(self.spaces, sample, target_sample, layers)
+            self.params = random_weights(self.rule, *rows, seed=config.seed, skip=skip)
         else:
             self.params = weights_of(one_layer(init, group), self.rule, self.spaces.of_site(0), skip=skip)
-        self.optimizer = UnitRowAdam(self.params)
+        self.optimizer = UnitRowAdam(self.params, rates=self.rule.rates)
         self.schedule = Schedule(config, d_sae=self.d_sae, n_steps=n_steps)
         self.window_steps = config.window_steps(n_steps)
         self.n_steps_done = 0
@@ -103,11 +100,11 @@ class Learner:
         self.dead_latents: Int[Tensor, " dead"] = torch.zeros(0, dtype=torch.int64, device=device)
         self._now = torch.zeros((), dtype=torch.int32, device=device)  # steps done before the one at hand
         self._lr: float | Tensor = 0.0  # of the step at hand
-        self._sums = torch.zeros(7, device=device)  # since the last reading; see _record
+        self._tally = Tally(device)
         self._method = config.revival_method()
         n_layers = 1 if group is None else len(group.sites)
         n_recent = max(self.rule.n_recent_rows, _RESAMPLING_ROWS if self._method == "resample" else 0)
-        self._recent = RecentRows(min(n_layers * n_recent, _MOST_RECENT_ROWS))
+        self._recent = RecentRows(min(n_layers * n_recent, MOST_RECENT_ROWS))
         self._layer_rows = torch.zeros(n_layers, dtype=torch.int64, device=device)
 
     @property
@@ -125,7 +122,7 @@ class Learner:
     def layer_rows(self) -> dict[str, int]:
         """Rows trained on so far by site, attention sinks left out. Waits for the device."""
         sites = [self.site] if self.group is None else self.group.sites
-        return dict(zip(sites, self._layer_rows.tolist(), strict=True))
+        return dict(zip(sites, cast("list[int]", self._layer_rows.tolist()), strict=True))
 
     @torch.no_grad()
     def step(
@@ -178,8 +175,9 @@ class Learner:
             gradients["b_dec"] = gradients["b_dec"] - self._through_encoder(outcome.d_scores)
         if "W_skip" in self.params:
             gradients["W_skip"] = (outcome.d_rows * outcome.slope).t() @ batch.inputs
-        extra = self._revive(batch, outcome)
-        self._record(outcome, batch, extra)
+        self._tally.add(outcome, batch, revival=self._revive(batch, outcome))
+        fired = outcome.entries.fired(outcome.values)
+        torch.where(fired, self._now + 1, self.last_fired_step, out=self.last_fired_step)
         self.optimizer.step(gradients, lr=self._lr)
         self.rule.after_step(outcome, batch)
         self._count(batch, layer)
@@ -239,18 +237,12 @@ class Learner:
         places, known = latents.clamp_max(self.d_sae - 1), latents < self.d_sae
         biases = torch.where(known, p[bias][places], -torch.inf)
         dead = revival.DeadLatents(latents, p["W_enc"][places], p["W_dec"][places], biases)
-        sample = slice(0, REVIVAL_ROWS)
-        inputs, residual = batch.inputs[sample], outcome.residual[sample]
-        extra = method(inputs, residual, dead, loss=outcome.loss, coefficient=self.config.revival_coefficient)
+        left = revival.Unexplained.of(batch, outcome)
+        extra = method(left, dead, coefficient=self.config.revival_coefficient)
         if self._method == "lift":
             silent = (known & (self._now - self.last_fired_step[places] > self.window_steps)).float()
             revival.lift_(p[bias], places, silent, rate=self.optimizer.rate_of(bias, self._lr))
-        for name, amounts in (("W_enc", extra.W_enc), ("W_dec", extra.W_dec), (bias, extra.b_enc)):
-            gradient = outcome.gradients[name]
-            if isinstance(gradient, RowGradient):
-                gradient.add_rows(latents, amounts)
-            else:
-                gradient.index_add_(0, places, amounts)  # 0 of padding
+        extra.add_to(outcome.gradients, latents, bias=bias)
         return extra.value
 
     def _look_for_dead(self) -> None:
@@ -295,16 +287,6 @@ class Learner:
         found = self._recent.last(number)
         return None if found is None else self._batch(*found)
 
-    def _record(self, outcome: Outcome, batch: Batch, extra: Tensor) -> None:
-        """Note which latents fired in this step and add to the running sums."""
-        fired = torch.zeros_like(self.last_fired_step)
-        outcome.entries.note_fired(fired, outcome.values, 1)
-        torch.where(fired > 0, self._now + 1, self.last_fired_step, out=self.last_fired_step)
-        total = outcome.loss + outcome.penalty + extra
-        active, lengths = (outcome.values > 0).sum(), (batch.lengths * batch.keep).sum()
-        n_rows, one = torch.full_like(total, len(batch.keep)), torch.ones_like(total)
-        self._sums += torch.stack([total, outcome.loss, active, batch.n_kept, n_rows, lengths, one])
-
     def _silent_steps(self) -> Int[Tensor, " d_sae"]:
         """Steps since each latent last fired, or since the start."""
         return self.n_steps_done - self.last_fired_step
@@ -328,20 +310,17 @@ class Learner:
             sinks; relative_length, the mean distance of the others from the site's median row, over the median of that
             when the normalisation was estimated (about 1; it drifts with the activations).
         """
-        total, loss, active, kept, rows, lengths, steps = self._sums.tolist()
-        self._sums.zero_()
-        steps = max(steps, 1)
-        silent = self._all_silent_steps()
+        means, silent = self._tally.read(), self._all_silent_steps()
         longest = min(self.n_steps_done, max(1, _SILENT_ROWS // self.config.batch_size))
         return {
-            "loss": total / steps,
-            "fvu": loss / steps,
-            "l0": active / max(kept, 1),
+            "loss": means.loss,
+            "fvu": means.fvu,
+            "l0": means.l0,
             "dead_share": self.dead_share(),
             "silent_1m_share": (silent >= longest).float().mean().item(),
             "silent_step_share": (silent >= min(1, self.n_steps_done)).float().mean().item(),
-            "outlier_share": 1 - min(kept, rows) / rows if rows else 0.0,
-            "relative_length": lengths / max(kept, 1),
+            "outlier_share": means.outlier_share,
+            "relative_length": means.relative_length,
             "silent_rows_p90": silent.float().quantile(0.9).item() * self.config.batch_size,
         }
 
@@ -379,7 +358,7 @@ class Learner:
             "recent": self._recent.state(),
             "last_fired_step": self.last_fired_step,
             "dead_latents": self.dead_latents[self.dead_latents < self.d_sae],
-            "sums": self._sums,
+            "sums": self._tally.sums,
             "n_steps_done": self.n_steps_done,
         }
 
@@ -396,5 +375,5 @@ class Learner:
         dead = state["dead_latents"].to(self.last_fired_step.device)
         n_missing = min(REVIVAL_LATENTS, self.d_sae) - len(dead) if self._nobody_waits else 0
         self.dead_latents = torch.nn.functional.pad(dead, (0, n_missing), value=self.d_sae)
-        self._sums.copy_(state["sums"])
+        self._tally.sums.copy_(state["sums"])
         self.n_steps_done = state["n_steps_done"]

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from strata.shapes import lengths
+
 Rows = Float[Tensor, "rows d_in"]
 Scalar = Float[Tensor, ""]
 
@@ -41,7 +43,7 @@ def cosine(x: Rows, x_hat: Rows) -> Scalar:
 
 def l2_ratio(x: Rows, x_hat: Rows) -> Scalar:
     """Mean over rows of ‖x̂‖/‖x‖; below 1 means shrinkage."""
-    return (x_hat.norm(dim=-1) / x.norm(dim=-1)).mean()
+    return (lengths(x_hat) / lengths(x)).mean()
 
 
 def relative_reconstruction_bias(x: Rows, x_hat: Rows) -> Scalar:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from strata.errors import UserError
+from strata.shapes import lengths
 
 # A row is an attention sink when it lies more than this many times the median distance from the median row (design,
 # section 5).
@@ -56,7 +57,7 @@ class Normalization:
                 f"Activations must have at least 2 rows to be normalised. {site} has {len(x)}. Give more text."
             )
         median = x.median(0).values
-        distance = (x - median).norm(dim=1)
+        distance = lengths(x - median)
         radius = _SINK_FACTOR * distance.median().item()
         kept = x[distance <= radius] if radius > 0 else x
         mean = kept.mean(0) if centring else torch.zeros_like(median)
@@ -81,7 +82,7 @@ class Normalization:
 
     def distance(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, " rows"]:
         """How far each row lies from the median row."""
-        return (x.float() - self.median).norm(dim=1)
+        return lengths(x.float() - self.median)
 
     def relative(self, distance: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         """Distances over the median one at the time of the estimate (0 where that was none): a tenth of the radius."""

@@ -1,5 +1,6 @@
 """Learning rate, schedule, and the optimiser of an SAE's tensors."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,17 +10,14 @@ from torch import Tensor
 from strata.config.train import SAEConfig
 from strata.durations import Duration
 from strata.kernels.gradient import Gradient, matrix
-from strata.kernels.pytorch import BETAS, EPS
+from strata.kernels.operands import BETAS, EPS
 from strata.sae.row_adam import RowAdam
 
 # Peak learning rate of the encoder at 16,384 latents and 4,096 rows per step, and how much faster the other tensors go:
 # a bias has to move by as much as a pre-activation, a weight only by 1/√d_in of that. Chosen by the runs in
 # docs/LOG.md.
 _BASE_LR = 1.53e-3
-_LR_FACTORS = {
-    "W_enc": 1.0, "b_enc": 10.0, "W_dec": 4.0, "b_dec": 1.0, "W_skip": 1.0,
-    "log_threshold": 3.0, "b_gate": 10.0, "b_mag": 10.0, "r_mag": 3.0,
-}  # fmt: skip
+_RATES = {"W_enc": 1.0, "W_dec": 4.0, "b_dec": 1.0, "W_skip": 1.0}  # the others' stand with their rule
 _BASE_LATENTS = 2**14
 _BASE_ROWS = 4096
 
@@ -66,13 +64,15 @@ class UnitRowAdam:
 
     Args:
         params: W_enc [d_sae d_in], W_dec [d_sae d_out], b_dec [d_out] and the learning rule's own, updated in place.
+        rates: of the rule's own; see `Rule.rates`.
     """
 
-    def __init__(self, params: dict[str, torch.Tensor]) -> None:
+    def __init__(self, params: dict[str, torch.Tensor], *, rates: Mapping[str, float]) -> None:
         self.params = params
+        self._rates = {**_RATES, **rates}
         self.rows = {name: RowAdam(params[name], unit_rows=name == "W_dec") for name in ("W_enc", "W_dec")}
         groups = [
-            {"params": [tensor], "factor": _LR_FACTORS[name]}
+            {"params": [tensor], "factor": self._rates[name]}
             for name, tensor in params.items()
             if name not in self.rows
         ]
@@ -85,7 +85,7 @@ class UnitRowAdam:
 
     def rate_of(self, name: str, lr: float | Float[Tensor, ""]) -> float | Float[Tensor, ""]:
         """The learning rate of a tensor when the encoder's is `lr`."""
-        return lr * _LR_FACTORS[name]
+        return lr * self._rates[name]
 
     @torch.no_grad()
     def step(self, gradients: dict[str, Gradient], *, lr: float | Float[Tensor, ""]) -> None:
@@ -106,7 +106,7 @@ class UnitRowAdam:
     def forget(self, latents: Tensor) -> None:
         """Reset all moments of some latents."""
         for rows in self.rows.values():
-            rows.first[latents], rows.second[latents] = 0, 0
+            rows.forget(latents)
         for name, tensor in self.params.items():
             state = self.adam.state.get(tensor, {})
             if name not in ("b_dec", "W_skip") and state:

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+MOST_RECENT_ROWS = 65_536  # of groups, which keep as many for each layer
+
 _Rows = tuple[Tensor, Tensor | None, Tensor | None]
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from strata.sae.rules.base import Batch, Params, Rule
+from strata.shapes import lengths
 
 _ENCODER_NORM = 0.2  # of a resampled latent, in units of the living ones' mean norm
 
@@ -44,7 +45,7 @@ def resample(
     rows = torch.multinomial(losses.double().square(), len(dead), replacement=True, generator=generator)
     alive = torch.ones(rule.d_sae, dtype=torch.bool, device=losses.device)
     alive[dead] = False
-    norm = params["W_enc"][alive].norm(dim=1).mean() if bool(alive.any()) else 1.0
+    norm = lengths(params["W_enc"][alive]).mean() if bool(alive.any()) else 1.0
     params["W_dec"][dead] = torch.nn.functional.normalize(batch.target[rows], dim=1)
     params["W_enc"][dead] = torch.nn.functional.normalize(batch.inputs[rows], dim=1) * (_ENCODER_NORM * norm)
     for name, tensor in params.items():

@@ -5,14 +5,40 @@ of encoder, encoder bias and decoder, computed by hand (no autograd). None of th
 new method is a function here and a row in METHODS.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from strata.kernels.gradient import Gradient, RowGradient
+from strata.sae.rules.base import Batch, Outcome
+from strata.shapes import lengths
+
+_SAMPLE_ROWS = 512  # of a batch, that the revival term looks at
+
 _LOWEST = -1e30  # of a row's maximum: where all is padding, −∞ − −∞ would be NaN
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """What the main step left unexplained, on a sample of its rows.
+
+    Attributes:
+        z: normalised rows, [rows d_in].
+        residual: r = z − ẑ of these rows (a transcoder's: of its target), a constant, [rows d_out].
+        loss: the reconstruction error of the whole batch.
+    """
+
+    z: Float[Tensor, "rows d_in"]
+    residual: Float[Tensor, "rows d_out"]
+    loss: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, batch: Batch, outcome: Outcome) -> "Unexplained":
+        """By a step."""
+        return cls(batch.inputs[:_SAMPLE_ROWS], outcome.residual[:_SAMPLE_ROWS], outcome.loss)
 
 
 @dataclass(frozen=True)
@@ -46,6 +72,19 @@ class DeadGradients:
     b_enc: Float[Tensor, " dead"]
     value: Float[Tensor, ""]
 
+    def part(self, first: int, end: int) -> "DeadGradients":
+        """Those of some of the latents; the value is that of all."""
+        return DeadGradients(self.W_enc[first:end], self.W_dec[first:end], self.b_enc[first:end], self.value)
+
+    def add_to(self, gradients: dict[str, Gradient], latents: Int[Tensor, " dead"], *, bias: str) -> None:
+        """Add these rows, of the latents with these numbers, to a step's gradients; `bias` is the name of b_enc's."""
+        for name, rows in (("W_enc", self.W_enc), ("W_dec", self.W_dec), (bias, self.b_enc)):
+            gradient = gradients[name]
+            if isinstance(gradient, RowGradient):
+                gradient.add_rows(latents, rows)
+            else:
+                gradient.index_add_(0, latents.clamp_max(len(gradient) - 1), rows)  # 0 of padding
+
 
 def _through_code(
     z: Float[Tensor, "rows d_in"],
@@ -61,14 +100,7 @@ def _through_code(
     return DeadGradients(W_enc=d_pre.t() @ z, W_dec=code.t() @ d_output, b_enc=d_pre.sum(0), value=value)
 
 
-def auxk(
-    z: Float[Tensor, "rows d_in"],
-    residual: Float[Tensor, "rows d_out"],
-    dead: DeadLatents,
-    *,
-    loss: Float[Tensor, ""],
-    coefficient: float,
-) -> DeadGradients:
+def auxk(left: Unexplained, dead: DeadLatents, *, coefficient: float) -> DeadGradients:
     """AuxK (Gao et al. 2024, appendix A.2): the k_aux = d_in/2 largest dead pre-activations, ReLU applied, reconstruct
     the residual.
 
@@ -76,15 +108,14 @@ def auxk(
     bias in ê.
 
     Args:
-        z: normalised rows.
-        residual: z − ẑ of the same rows.
+        left: the residual.
         dead: the dead latents.
-        loss: not used; part of every method's signature.
         coefficient: 1/32 in the paper.
 
     Differs: sparsify trains only the decoder by it and SAELens leaves it unnormalised; older code added b_dec to ê or
     let the gradient reach the residual.
     """
+    z, residual = left.z, left.residual
     k_aux = max(1, z.shape[1] // 2)
     code = torch.addmm(dead.bias, z, dead.W_enc.t()).relu_()
     if len(dead.latents) > k_aux:
@@ -100,14 +131,7 @@ def auxk(
     )
 
 
-def ghost(
-    z: Float[Tensor, "rows d_in"],
-    residual: Float[Tensor, "rows d_out"],
-    dead: DeadLatents,
-    *,
-    loss: Float[Tensor, ""],
-    coefficient: float,
-) -> DeadGradients:
+def ghost(left: Unexplained, dead: DeadLatents, *, coefficient: float) -> DeadGradients:
     """Ghost gradients (Jermyn & Templeton, Circuits Updates January 2024): dead latents with an exponential gate
     predict the residual.
 
@@ -115,28 +139,34 @@ def ghost(
     rescaled by a constant to the value of the main loss.
 
     Args:
-        z: normalised rows.
-        residual: z − ẑ of the same rows, r.
+        left: the residual, and the main loss, to whose value the term is scaled.
         dead: the dead latents.
-        loss: the main loss, to whose value the term is scaled.
         coefficient: not used: the term scales itself; part of every method's signature.
 
     Differs: SAELens (before v6) rescaled per element; here one scalar per step, as in the definition.
     """
+    z, residual = left.z, left.residual
     n_rows, d_out = residual.shape
     pre = torch.addmm(dead.bias, z, dead.W_enc.t())
     code = (pre - pre.amax(1, keepdim=True).clamp_min_(_LOWEST)).exp_()
     g = code @ dead.W_dec
-    norms = g.norm(dim=1, keepdim=True)
-    factor = torch.where(norms > 0, residual.norm(dim=1, keepdim=True) / (2 * norms), 0.0)
+    norms = lengths(g).unsqueeze(1)
+    factor = torch.where(norms > 0, lengths(residual).unsqueeze(1) / (2 * norms), 0.0)
     error = g * factor - residual
     term = error.square().sum() / (n_rows * d_out)
-    rescale = torch.where(term > 0, loss / term, 0.0)
+    rescale = torch.where(term > 0, left.loss / term, 0.0)
     d_output = error * factor * (2 * rescale / (n_rows * d_out))
     return _through_code(z, dead, code=code, slope=code, d_output=d_output, value=term * rescale * (dead.number > 0))
 
 
-Method = Callable[..., DeadGradients]
+class Method(Protocol):
+    """What every method is."""
+
+    def __call__(self, left: Unexplained, dead: DeadLatents, *, coefficient: float) -> DeadGradients:
+        """The term's gradients with respect to the dead latents' rows, and its value."""
+        ...
+
+
 METHODS: dict[str, Method] = {"lift": auxk, "auxk": auxk, "ghost": ghost}
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from strata.kernels.backend import kernels
 from strata.kernels.gradient import Gradient, RowGradient
+from strata.kernels.operands import AdamRows
 
 
 class RowAdam:
@@ -22,17 +23,11 @@ class RowAdam:
     Args:
         weight: [d_sae d], updated in place.
         unit_rows: its rows have unit norm and keep it.
-
-    Attributes:
-        first: running mean of the gradients, [d_sae d].
-        second: running mean of their squares, [d_sae d].
-        last_step: of each row the step of its last update, from 1, 0 before the first, [d_sae].
     """
 
     def __init__(self, weight: Float[Tensor, "d_sae d"], *, unit_rows: bool) -> None:
-        self.weight, self.unit_rows = weight, unit_rows
-        self.first, self.second = torch.zeros_like(weight), torch.zeros_like(weight)
-        self.last_step: Int[Tensor, " d_sae"] = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
+        last_step = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
+        self._held = AdamRows(weight, torch.zeros_like(weight), torch.zeros_like(weight), last_step, unit_rows)
         self._rate = torch.zeros((), device=weight.device)
         self._step = torch.zeros((), dtype=torch.int32, device=weight.device)
 
@@ -46,33 +41,28 @@ class RowAdam:
         """
         self._rate.fill_(rate)
         self._step.fill_(step)
-        held = gradient if isinstance(gradient, RowGradient) else _of_all_rows(gradient)
-        rows, amounts, starts, inputs = held.by_latent(len(self.weight), self.weight)
-        extra, extra_of = held.extra(len(self.weight), self.weight)
-        kernels(self.weight.device).adam_rows_(
-            self.weight,
-            self.first,
-            self.second,
-            self.last_step,
-            rows=rows,
-            amounts=amounts,
-            starts=starts,
-            inputs=inputs,
-            extra=extra,
-            extra_of=extra_of,
+        weight = self._held.weight
+        listed = gradient if isinstance(gradient, RowGradient) else _of_all_rows(gradient)
+        kernels(weight.device).adam_rows_(
+            self._held,
+            listed.by_latent(len(weight), weight),
+            listed.beside(len(weight), weight),
             rate=self._rate,
             step=self._step,
-            unit_rows=self.unit_rows,
         )
+
+    def forget(self, latents: Int[Tensor, " some"]) -> None:
+        """Reset the moments of some rows."""
+        self._held.first[latents], self._held.second[latents] = 0, 0
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"first": self.first, "second": self.second, "last_step": self.last_step}
+        return {"first": self._held.first, "second": self._held.second, "last_step": self._held.last_step}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
-        for name in ("first", "second", "last_step"):
-            getattr(self, name).copy_(state[name])
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
 
 
 def _of_all_rows(gradient: Float[Tensor, "d_sae d"]) -> RowGradient:

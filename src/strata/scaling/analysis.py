@@ -82,6 +82,19 @@ def analyse(
         "rms": fit.rms,
         "n_starts": fit.n_starts,
         "n_agreeing": fit.n_agreeing,
+        **_of_the_law(fit, draws, ks),
+        "checks": checks,
+        "compute": [_compute(points, one, config, cost=cost) for one in ks],
+        "budgets": _budgets(fit, draws, points, record, config, k=k, cost=cost),
+        "band": _band(fit, draws, points, k=k, cost=cost, to=flat["flops"]["value"] or 0.0),
+        "flat": flat,
+        "caveats": caveats(points, fit, draws, k=k, checks=checks) + [subject["doubt"]] * bool(subject["doubt"]),
+    }
+
+
+def _of_the_law(fit: Fit, draws: Sequence[Fit], ks: Sequence[float]) -> dict[str, Any]:
+    """Its parameters, and the loss that it leaves at each k, with their intervals."""
+    return {
         "parameters": [
             {"name": name, **_estimate(getattr(fit.law, name), [getattr(one.law, name) for one in draws])}
             for name in fit.free
@@ -90,12 +103,6 @@ def analyse(
             {"k": one, **_estimate(float(fit.law.irreducible(one)), [float(d.law.irreducible(one)) for d in draws])}
             for one in ks
         ],
-        "checks": checks,
-        "compute": [_compute(points, one, config, cost=cost) for one in ks],
-        "budgets": _budgets(fit, draws, points, record, config, k=k, cost=cost),
-        "band": _band(fit, draws, points, k=k, cost=cost, to=flat["flops"]["value"] or 0.0),
-        "flat": flat,
-        "caveats": caveats(points, fit, draws, k=k, checks=checks) + [subject["doubt"]] * bool(subject["doubt"]),
     }
 
 
@@ -113,7 +120,7 @@ def largest_run(points: Points) -> np.ndarray:
 def _forms(points: Points, config: ScalingConfig) -> list[Fit]:
     """The law in each form that was asked for."""
     forms: tuple[Form, ...] = ("additive", "coupled") if config.form == "auto" else (config.form,)
-    found = []
+    found: list[Fit] = []
     axes = (points.n_latents, points.n_tokens, points.k)
     widths, tokens, ks = (len(set(axis.tolist())) > 1 for axis in axes)
     for form in forms:
@@ -208,7 +215,7 @@ def _budgets(
         return []
     largest = float(points.flops(cost).max())
     named = [*given, *((f"{times:g} × the largest run", times * largest) for times in _BEYOND)]
-    found = []
+    found: list[dict[str, Any]] = []
     for name, flops in named:
         best = best_within(fit.law, flops, k=k, cost=cost)
         drawn = [frontier(one.law, np.array([flops]), k=k, cost=cost) for one in draws]
@@ -228,7 +235,7 @@ def _band(fit: Fit, draws: Sequence[Fit], points: Points, *, k: float, cost: Cos
         return None
     flops = points.only(points.k == k).flops(cost)
     farthest = min(max(_BAND_BEYOND[0] * flops.max(), 3 * to), _BAND_BEYOND[1] * flops.max())
-    budgets = np.geomspace(flops.min(), farthest, _BAND_POINTS)
+    budgets = np.geomspace(float(flops.min()), float(farthest), _BAND_POINTS)
     found: dict[str, Any] = {"flops": budgets.tolist(), "largest": float(flops.max())}
     central = frontier(fit.law, budgets, k=k, cost=cost)
     drawn = [frontier(one.law, budgets, k=k, cost=cost) for one in draws if has_optimum(one.law)]

@@ -38,7 +38,7 @@ def caveats(
 
 
 def _too_few(points: Points) -> list[str]:
-    said = []
+    said: list[str] = []
     axes = {"width": (points.n_latents, "width term"), "number of tokens": (points.n_tokens, "tokens' term")}
     for name, (values, term) in axes.items():
         n = len(np.unique(values))
@@ -57,7 +57,7 @@ def _too_few(points: Points) -> list[str]:
 
 
 def _unidentified(points: Points, fit: Fit, draws: Sequence[Fit], *, k: float) -> list[str]:
-    said = []
+    said: list[str] = []
     low, _ = interval([float(one.law.irreducible(k)) for one in draws])
     if low < _NOTHING * float(points.loss.min()):
         said.append(
@@ -80,7 +80,7 @@ def _unidentified(points: Points, fit: Fit, draws: Sequence[Fit], *, k: float) -
 
 
 def _unfit(fit: Fit, checks: Sequence[Mapping[str, Any]]) -> list[str]:
-    said = []
+    said: list[str] = []
     if fit.n_agreeing == 1 and fit.n_starts > 2:
         said.append(f"Of {fit.n_starts} starts one alone found this law: the search may have ended too early.")
     if fit.rms > _POOR_RMS:

@@ -15,8 +15,9 @@ from strata.errors import UserError
 from strata.lm.loading import chosen_device
 from strata.log import say
 from strata.machine.rates import known_rates
+from strata.out_folder import check_free
 from strata.scaling.analysis import analyse
-from strata.scaling.files import begun, check_folder, check_same, read_record, start_folder, write_record
+from strata.scaling.files import RECORD, begun, check_same, read_record, start_folder, write_record
 from strata.scaling.memory import most_side_by_side
 from strata.scaling.points import Training, key_of, run_training, trainings_left
 from strata.scaling.subject import subject_of
@@ -47,7 +48,7 @@ def scaling_run(config: ScalingConfig, *, progress: bool = True) -> Path:
 
 def _swept(config: ScalingConfig, folder: Path, *, progress: bool) -> dict[str, Any]:
     """The sweep's record, with all of its points."""
-    check_folder(folder, resume=config.resume, overwrite=config.overwrite)
+    check_free(folder, record=RECORD, what="sweeps", overwrite=config.overwrite, resume=config.resume)
     store = open_store(config.activations)
     site = store.sites[(len(store.sites) - 1) // 2] if config.site == "middle" else config.site
     store = store.only(site)
@@ -70,7 +71,7 @@ def _swept(config: ScalingConfig, folder: Path, *, progress: bool) -> dict[str, 
             side_by_side=_side_by_side(config, store, device),
         )
     )
-    say(_summary(config, store, left, device=device), shown=progress)
+    say(_summary(store, left, device=device), shown=progress)
     if not config.resume:
         start_folder(folder, record)
     _train_all(left, store, held_out, folder, config, record, device=device, progress=progress)
@@ -143,7 +144,7 @@ def _side_by_side(config: ScalingConfig, store: Store, device: str) -> int:
     return found
 
 
-def _summary(config: ScalingConfig, store: Store, left: list[Training], *, device: str) -> str:
+def _summary(store: Store, left: list[Training], *, device: str) -> str:
     """What there is to do and what it costs, in a line."""
     d_in, n_saes = store.d_in(store.sites[0]), sum(len(one.configs) for one in left)
     rates, seconds = known_rates(device=device), 0.0

@@ -1,6 +1,5 @@
 """scaling.json: a sweep's table as it grows, and the fit to it."""
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -8,33 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from strata.activations.store import Store
-from strata.atomic import as_json, remove_folder, write_json
+from strata.atomic import as_json, read_object, write_json
 from strata.config.scaling import ScalingConfig
 from strata.errors import UserError
+from strata.out_folder import begin_folder
 
 RECORD = "scaling.json"
 _LIBRARIES = ("strata-sae", "torch", "numpy", "scipy")
 _FIXED = ("site", "d_in", "batch_size", "architecture", "held_out_rows", "order_seed", "store", "model", "text")
-
-
-def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """That a sweep may be written there: a folder that exists is gone on with or replaced only if told to.
-
-    Raises:
-        UserError: it may not.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"`out` must be a folder. {folder} is a file. Give another path.")
-    occupied, ours = folder.is_dir() and any(folder.iterdir()), (folder / RECORD).is_file()
-    if resume and not ours:
-        raise UserError(f"`resume` needs the folder of a sweep. {folder} holds no {RECORD}. Leave resume out.")
-    if occupied and not (resume or overwrite):
-        raise UserError(
-            f"`out` must be a new folder. {folder} exists already. Give another with --out, go on with --resume, or"
-            " replace it with --overwrite."
-        )
-    if occupied and overwrite and not ours:
-        raise UserError(f"`overwrite` replaces sweeps only. {folder} holds no {RECORD}. Give another with --out.")
 
 
 def begun(config: ScalingConfig, store: Store, *, n_held_out: int) -> dict[str, Any]:
@@ -72,12 +52,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECORD
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_object(path)
     except FileNotFoundError as error:
         raise UserError(f"`out` must be the folder of a sweep. There is no {path}. Run the sweep first.") from error
     except (OSError, ValueError) as error:
         raise _damaged(path) from error
-    if not isinstance(found, dict) or any(key not in found for key in (*_FIXED, "points", "trainings")):
+    if any(key not in found for key in (*_FIXED, "points", "trainings")):
         raise _damaged(path)
     return found
 
@@ -97,17 +77,12 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def start_folder(folder: Path, record: Mapping[str, Any]) -> None:
-    """An empty folder with a first scaling.json; what stood there is gone.
+    """A folder with nothing but a first scaling.json; what stood there is gone.
 
     Raises:
         UserError: it cannot be written.
     """
-    try:
-        remove_folder(folder)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    write_record(folder, record)
+    begin_folder(folder, record=RECORD, content=_dated(record))
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -117,16 +92,16 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
         UserError: it cannot be written.
     """
     try:
-        write_json(folder / RECORD, {**record, "date": datetime.now(UTC).isoformat(timespec="seconds")})
+        write_json(folder / RECORD, _dated(record))
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise UserError(
+            f"`out` must be a folder that can be written. {folder}: {error.strerror or error}. Make room, then go on"
+            " with --resume."
+        ) from error
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"`out` must be a folder that can be written. {folder}: {error.strerror or error}. Make room, then go on with"
-        " --resume."
-    )
+def _dated(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {**record, "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def _damaged(path: Path) -> UserError:

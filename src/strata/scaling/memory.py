@@ -4,7 +4,7 @@ import bisect
 
 import torch
 
-from strata.costs.memory import training_memory
+from strata.costs.memory import RowsInMemory, training_memory
 from strata.costs.step import SAEShape
 from strata.machine.free_memory import free_memory
 
@@ -26,10 +26,7 @@ def most_side_by_side(sae: SAEShape, *, batch_size: int, device: str) -> int:
         parts = training_memory(
             [sae] * n_saes,
             batch_size=batch_size,
-            weight_bytes=0.0,
-            forward_bytes=0.0,
-            row_bytes=4.0 * sae.d_in,
-            buffer_rows=_WINDOW_ROWS,
+            rows=RowsInMemory(row_bytes=4.0 * sae.d_in, buffer_rows=_WINDOW_ROWS),
         )
         return sum(parts.values()) <= memory
 

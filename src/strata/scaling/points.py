@@ -16,10 +16,11 @@ from strata.checkpoint import checkpoint_steps
 from strata.config.layer_groups import Group
 from strata.config.train import SAEConfig
 from strata.costs.flops import sae_step_flops
-from strata.evaluate.held_out import reconstruction_quality
-from strata.loop import Recording
+from strata.evaluate.quality import reconstruction_quality
+from strata.prepare import prepare
+from strata.recording import Recording
 from strata.sae.model import SAE
-from strata.train import Trained, prepare, train
+from strata.train import Trained, train
 
 _MEASURED = ("fvu", "explained_variance", "l0", "silent_share", "n_sink_rows")
 PointKey = tuple[int, int, int, int]  # width, k, seed, steps
@@ -132,7 +133,7 @@ def run_training(
         One point per SAE, and the training: its tokens, SAEs, seconds and FLOPs.
 
     Raises:
-        UserError: as `strata.train.prepare` and `train`.
+        UserError: as `strata.prepare.prepare` and `strata.train.train`.
         Interrupted: a signal came, and a checkpoint is written.
     """
     [site] = store.sites

@@ -19,7 +19,7 @@ from strata.steer.concepts import Concept
 from strata.steer.generation import Generation, generate, prompt_ids
 from strata.steer.intervention import Number
 from strata.steer.material import Contrast
-from strata.steer.method import Applied, Built, Lengths, Method, Nothing
+from strata.steer.method import Applied, Lengths, Method
 from strata.steer.scores import Scores, scores
 from strata.steer.subject import Subject
 
@@ -65,7 +65,7 @@ def benchmark(
     Args:
         subject: what is steered.
         concepts: each with its training material.
-        methods: that are compared; without `Nothing` among them it is run all the same, as fluency refers to it.
+        methods: that are compared; the model runs as it is in any case, as fluency refers to that.
         trial: prompts and generation.
         say: hears what has been done.
 
@@ -75,26 +75,12 @@ def benchmark(
         over prompts) and FLOPs; ``unsteered_perplexity``; ``seconds``.
     """
     started = time.monotonic()
-    ids = prompt_ids(subject.lm, trial.prompts)
-    plain = _write(subject, Applied(), trial)
-    n_written = sum(len(one.token_ids) for one in plain)
-    if not n_written:
-        raise UserError(
-            f"The language model must write something by itself. {subject.lm.name} ended every text at once."
-        )
-    lengths = Lengths(prompt=sum(map(len, ids)) / len(ids), written=n_written / len(plain))
-    reference = scores(subject.lm, plain, concepts[0][0], prompts=ids).mean_nats
-    rows: dict[str, dict[str, Any]] = {}
+    plain = _Unsteered.of(subject, trial, concepts[0][0])
+    rows: dict[str, dict[str, Any]] = {concept.name: {} for concept, _ in concepts}
     parts: dict[str, list[dict[str, Tensor]]] = {method.name: [] for method in methods}
     for concept, material in concepts:
-        rows[concept.name] = {}
         for method in methods:
-            built = method.build(subject, material)
-            judged = {}
-            for strength in method.strengths:
-                written = plain if isinstance(method, Nothing) else _write(subject, built.at(strength), trial)
-                judged[strength] = scores(subject.lm, written, concept, prompts=ids)
-            row, tested = _row(method, built, judged, reference=reference, n_choose=trial.n_choose, lengths=lengths)
+            row, tested = _tried(subject, method, concept, material, trial=trial, plain=plain)
             rows[concept.name][method.name] = row
             parts[method.name].append(tested)
             found = row["test"]
@@ -105,13 +91,37 @@ def benchmark(
         "max_new_tokens": trial.max_new_tokens,
         "temperature": trial.temperature,
         "seed": trial.seed,
-        "unsteered_perplexity": float(torch.tensor(reference).exp()),
-        "lengths_tokens": {"prompt": lengths.prompt, "written": lengths.written},
+        "unsteered_perplexity": float(torch.tensor(plain.nats).exp()),
+        "lengths_tokens": {"prompt": plain.lengths.prompt, "written": plain.lengths.written},
         "forward_flops_per_token": subject.model_flops,
         "methods": {name: _summary(name, rows, tested) for name, tested in parts.items()},
         "concepts": rows,
         "seconds": time.monotonic() - started,
     }
+
+
+@dataclass(frozen=True)
+class _Unsteered:
+    """What the language model writes by itself, on which fluency and costs are counted: the prompts' ids, the texts,
+    their lengths, and the mean negative log-probability of a token of them.
+    """
+
+    prompt_ids: list[list[int]]
+    written: list[Generation]
+    lengths: Lengths
+    nats: float
+
+    @classmethod
+    def of(cls, subject: Subject, trial: Trial, concept: Concept) -> "_Unsteered":
+        ids = prompt_ids(subject.lm, trial.prompts)
+        written = _write(subject, Applied(), trial)
+        n_written = sum(len(one.token_ids) for one in written)
+        if not n_written:
+            raise UserError(
+                f"The language model must write something by itself. {subject.lm.name} ended every text at once."
+            )
+        lengths = Lengths(prompt=sum(map(len, ids)) / len(ids), written=n_written / len(written))
+        return cls(ids, written, lengths, scores(subject.lm, written, concept, prompts=ids).mean_nats)
 
 
 def _write(subject: Subject, applied: Applied, trial: Trial) -> list[Generation]:
@@ -125,26 +135,23 @@ def _write(subject: Subject, applied: Applied, trial: Trial) -> list[Generation]
     )
 
 
-def _row(
-    method: Method,
-    built: Built,
-    judged: dict[Number, Scores],
-    *,
-    reference: float,
-    n_choose: int,
-    lengths: Lengths,
+def _tried(
+    subject: Subject, method: Method, concept: Concept, material: Contrast, *, trial: Trial, plain: _Unsteered
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A method on a concept: its numbers, and those of each test prompt at the strength that was chosen."""
-    choose, test = slice(0, n_choose), slice(n_choose, None)
+    built = method.build(subject, material)
+    judged: dict[Number, Scores] = {}
+    for strength in method.strengths:
+        applied = built.at(strength)
+        written = plain.written if applied == Applied() else _write(subject, applied, trial)
+        judged[strength] = scores(subject.lm, written, concept, prompts=plain.prompt_ids)
+    choose, test = slice(0, trial.n_choose), slice(trial.n_choose, None)
     sweep = {
-        str(strength): {
-            "choose": _numbers(found, reference, choose),
-            "test": _numbers(found, reference, test),
-        }
+        str(strength): {"choose": _numbers(found, plain.nats, choose), "test": _numbers(found, plain.nats, test)}
         for strength, found in judged.items()
     }
     chosen = max(judged, key=lambda strength: sweep[str(strength)]["choose"]["score"])
-    best, cost = judged[chosen], built.cost(chosen, lengths)
+    best, cost = judged[chosen], built.cost(chosen, plain.lengths)
     row = {
         "found": built.found,
         "unit": method.unit,
@@ -154,9 +161,9 @@ def _row(
         "flops": {"training": cost.training, "concept": cost.concept, "token": cost.token},
     }
     tested = {
-        "score": best.combined(reference)[test],
+        "score": best.combined(plain.nats)[test],
         "concept": best.concept[test],
-        "fluency": best.fluency(reference)[test],
+        "fluency": best.fluency(plain.nats)[test],
         "distinct": best.distinct[test],
     }
     return row, tested
@@ -187,5 +194,5 @@ def interval(values: Float[Tensor, "concepts prompts"]) -> tuple[float, float]:
     random = torch.Generator().manual_seed(0)
     of_prompt = values.mean(0)
     drawn = torch.randint(len(of_prompt), (_RESAMPLES, len(of_prompt)), generator=random)
-    low, high = of_prompt[drawn].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return low, high
+    low, high = of_prompt[drawn].mean(1).quantile(torch.tensor([0.025, 0.975]))
+    return float(low), float(high)

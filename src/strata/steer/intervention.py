@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,11 @@ SETS_LATENT = ("clamp", "min_clamp", "ablate")
 """Modes that change a latent and so need a feature."""
 NO_STRENGTH = ("ablate", "project_out")
 """Modes that are done or not, without a strength."""
+
+
+def norms(vectors: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
+    """The length of each vector."""
+    return cast("Tensor", torch.linalg.vector_norm(vectors, dim=-1))  # torch gives it no type
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +152,7 @@ class Intervention:
         """v as it is multiplied: of norm one where the mode or the unit wants that."""
         v = self.direction.vector if isinstance(self.direction, Feature) else self.direction.detach()
         unit_length = self.mode == "project_out" or (self.mode == "add" and self.strength.unit == "norm")
-        return v / v.float().norm().to(v.dtype) if unit_length else v
+        return v / norms(v.float()).to(v.dtype) if unit_length else v
 
     @property
     def does_nothing(self) -> bool:

@@ -41,7 +41,8 @@ def pieces(documents: Iterable[str], *, seed: int = 0) -> list[str]:
         documents: the first 300 are cut.
         seed: which pieces of a long document.
     """
-    found, chosen = [], random.Random(seed)
+    found: list[str] = []
+    chosen = random.Random(seed)
     for text in itertools.islice(documents, _FIRST_DOCUMENTS):
         told = zip(text.split("\n"), lines_outside_strings(text), strict=True)
         lines = [(line, outside) for line, outside in told if line.strip()]

@@ -55,7 +55,7 @@ class Built(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """A way to steer; a new one is a class here and a row in METHODS."""
+    """A way to steer; a new one is a class in a file of its own and a row in `strata.steer.methods.METHODS`."""
 
     @property
     def name(self) -> str:

@@ -24,7 +24,7 @@ from strata.lm.tokens import TokenBatch
 from strata.log import say
 from strata.sae.model import SAE
 from strata.sae.sinks import Sinks
-from strata.steer.intervention import Number, Strength
+from strata.steer.intervention import Number, Strength, norms
 from strata.steer.subject import Subject
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ class OpenedRun:
         Raises:
             UserError: there is no such text.
         """
-        norms = torch.cat([rows.norm(dim=-1) for rows in self._rows()])
-        return float(norms.mean())
+        return float(torch.cat([norms(rows) for rows in self._rows()]).mean())
 
     def explanation(self, latent: int) -> str:
         """What the run's index says of a feature; empty where it says nothing."""
@@ -183,5 +182,5 @@ def _training_flops(run: Run, place: Place, lm: LanguageModel, sae: SAE) -> floa
     n_rows = run.record.get("n_rows")
     if not n_rows or forward is None:
         return math.nan
-    k = int(swept_settings(place.key).get("k") or run.config["sae"]["k"])
+    k = int(swept_settings(place.label).get("k") or run.config["sae"]["k"])
     return sae_training_flops(n_rows, forward_flops=forward, d_in=sae.d_in, d_sae=sae.d_sae, k=k)

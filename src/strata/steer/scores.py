@@ -84,7 +84,7 @@ def negative_log_likelihood(
         written: token ids.
         prompts: token ids before each, at least one.
     """
-    found = []
+    found: list[Tensor] = []
     for first in range(0, len(written), _TEXTS_AT_ONCE):
         some = [list(one) for one in written[first : first + _TEXTS_AT_ONCE]]
         before = [list(one) for one in prompts[first : first + _TEXTS_AT_ONCE]]

@@ -1,7 +1,8 @@
 """A language model that is steered while a context lasts: interventions at its sites, in every pass."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from strata.errors import UserError
+from strata.lm.hooks import hooked
 from strata.lm.model import LanguageModel
 from strata.lm.sites import as_grid, first_tensor, with_first
 from strata.sae.model import SAE
@@ -43,10 +45,10 @@ class Steering:
         self._is_token: Tensor = torch.zeros(0, 0, dtype=torch.bool)
         self._first_column = 0
 
-    def _note_pass(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def note_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the model: which columns of the whole sequence this pass holds, and which of them are tokens."""
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        given = ids if ids is not None else kwargs["inputs_embeds"]
+        ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
+        given: Tensor = ids if ids is not None else kwargs["inputs_embeds"]
         batch, seq = given.shape[:2]
         self._first_column = _cached_tokens(kwargs)
         self._is_token = torch.ones(batch, seq, dtype=torch.bool, device=given.device)
@@ -56,12 +58,13 @@ class Steering:
         if ids is not None and self._special:
             self._is_token &= ~torch.isin(ids, torch.tensor(self._special, device=ids.device))
 
-    def _steer(self, site: str, output: Any) -> Any:
+    def steer(self, site: str, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of a site's module: the same output with its (first) tensor steered."""
         own = first_tensor(output)
         batch, seq = self._is_token.shape
         x = as_grid(own, batch=batch, seq=seq, site=site)
-        h, codes = x, {}
+        h = x
+        codes: dict[int, SparseCode] = {}
         for one in self._of_site[site]:
             v = self._vectors[id(one)]
             if v.shape[0] != x.shape[-1]:
@@ -122,7 +125,7 @@ def steered(
     *,
     prompt_tokens: PromptTokens = "unknown",
     keep_special: bool = True,
-) -> Iterator[Steering]:
+) -> Generator[Steering]:
     """The language model with interventions in it as long as the context lasts; hooks are removed in any case.
 
     Works in every pass: `lm.logits`, `lm.activations` (which then read what was steered), `generate` with and without
@@ -151,17 +154,16 @@ def steered(
     working = [one for one in interventions if not one.does_nothing]
     special = lm.special_token_ids
     steering = Steering(working, special=special, prompt_tokens=prompt_tokens, keep_special=keep_special)
-    handles = []
-    try:
-        if working:
-            handles.append(lm.model.register_forward_pre_hook(steering._note_pass, with_kwargs=True))
-        for site in dict.fromkeys(one.site for one in working):
-            hook = lambda module, args, output, name=site: steering._steer(name, output)  # noqa: E731
-            handles.append(modules[site].register_forward_hook(hook))
+    hooks = [(modules[site], partial(steering.steer, site)) for site in dict.fromkeys(one.site for one in working)]
+    if not hooks:
         yield steering
+        return
+    handle = lm.model.register_forward_pre_hook(steering.note_pass, with_kwargs=True)
+    try:
+        with hooked(hooks):
+            yield steering
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 def _check(lm: LanguageModel, interventions: Sequence[Intervention], prompt_tokens: PromptTokens) -> None:
@@ -184,9 +186,9 @@ def _check(lm: LanguageModel, interventions: Sequence[Intervention], prompt_toke
             )
 
 
-def _cached_tokens(kwargs: dict) -> int:
+def _cached_tokens(kwargs: dict[str, Any]) -> int:
     """How many columns earlier passes have put into the KV cache; 0 without one."""
-    cache = kwargs.get("past_key_values")
+    cache: Any = kwargs.get("past_key_values")
     return int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
 
 

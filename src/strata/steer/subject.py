@@ -14,6 +14,7 @@ from strata.lm.generation import padded
 from strata.lm.model import LanguageModel
 from strata.sae.model import SAE
 from strata.sae.sinks import Sinks
+from strata.steer.intervention import norms
 
 _TEXTS_AT_ONCE = 32
 _CONTEXT_TOKENS = 128  # for counting attention's products: about the length of texts and generations here
@@ -111,7 +112,7 @@ def means(subject: Subject, texts: Sequence[str], *, with_latents: bool = False)
         columns = torch.arange(h.shape[1], device=device)
         ends = torch.where(is_token, columns, 0).amax(1)
         last += h[torch.arange(len(h), device=device), ends].double().sum(0)
-        norm += float(rows.norm(dim=-1).double().sum())
+        norm += float(norms(rows).double().sum())
         if with_latents:
             code = subject.sae.encode_sparse(rows)
             latents.index_add_(0, code.indices.flatten(), code.values.flatten().double())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from strata.costs.steering import SteeringCost, addition_flops
-from strata.steer.intervention import Intervention, Number, Positions, Strength
+from strata.steer.intervention import Intervention, Number, Positions, Strength, norms
 from strata.steer.material import Contrast
 from strata.steer.method import Applied, Lengths, per_written
 from strata.steer.subject import Means, Subject, means
@@ -59,7 +59,7 @@ class BuiltVector:
     @property
     def found(self) -> str:
         """How long it is."""
-        return f"norm {float(self.vector.norm()):.3g} of {self.norm:.3g}"
+        return f"norm {float(norms(self.vector)):.3g} of {self.norm:.3g}"
 
     def at(self, strength: Number) -> Applied:
         """Its intervention."""

@@ -19,7 +19,7 @@ _WORSE = 1.15
 
 def loss_spikes(run: Record) -> list[Finding]:
     """FVU that jumps from one line to the next. FVU and not the loss, which rises when a revival term begins."""
-    found = []
+    found: list[Finding] = []
     for key in run.keys:
         points = run.points(key, "fvu")
         values = [value for _, value in points]
@@ -60,7 +60,7 @@ def _is_spike(points: Points, i: int) -> bool:
 
 def learning_rate_too_high(run: Record) -> list[Finding]:
     """FVU above 1 after the warm-up, or rising or swinging at the full rate."""
-    found = []
+    found: list[Finding] = []
     for key in run.keys:
         sae, points = run.sae(key), run.points(key, "fvu")
         start = max(sae.warmup_steps or 0, points[0][0] if points else 0)
@@ -149,7 +149,7 @@ def learning_rate_too_low(run: Record) -> list[Finding]:
     """FVU still falling steeply when the rate's decay begins, after which little more is learnt; of a rate that is not
     too high.
     """
-    found = []
+    found: list[Finding] = []
     for key in run.keys:
         phase = run.phase(key)
         if phase is None or run.step < phase[1] or phase[1] <= phase[0]:
@@ -200,7 +200,7 @@ def held_out_gap(run: Record) -> list[Finding]:
     Without centring the two are not comparable: in training the mean counts as variance. Matryoshka's FVU in training
     is a mean over nested dictionaries, so that only a rise tells.
     """
-    found = []
+    found: list[Finding] = []
     for key in run.keys:
         sae, held_out = run.sae(key), run.held_out(key, "fvu")
         if not held_out or not sae.centring or (run.facts.n_steps and run.progress < 0.3):

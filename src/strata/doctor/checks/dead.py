@@ -28,7 +28,7 @@ def unused_if_equal(*, rows: int, k: int, d_sae: int) -> float:
 
 def dead_latents(run: Record) -> list[Finding]:
     """Whether dead latents are on track, by the phase: before the window has passed, reviving, settled."""
-    found = []
+    found: list[Finding] = []
     for key in run.keys:
         sae = run.sae(key)
         early = sae.window_steps is not None and run.step <= sae.window_steps
@@ -39,7 +39,8 @@ def dead_latents(run: Record) -> list[Finding]:
 
 def short_window(run: Record) -> list[Finding]:
     """A window in which living latents have no time to fire."""
-    found, batch = [], run.facts.batch_size
+    found: list[Finding] = []
+    batch = run.facts.batch_size
     for key, sae in run.facts.saes.items():
         if not (batch and sae.window_steps and sae.k and sae.d_sae) or sae.revival == "none":
             continue
@@ -129,7 +130,7 @@ def _silence(
     sae: SAEFacts,
 ) -> str:
     """What is silent, and how much of it is arithmetic, in words."""
-    parts = []
+    parts: list[str] = []
     if in_step is not None:
         parts.append(f"{percent(in_step)} did not fire in the last step")
         if floor:

@@ -13,7 +13,7 @@ _SILENT_LINES = 20
 
 def not_finite(run: Record) -> list[Finding]:
     """NaN or infinity among the numbers of a site."""
-    found = []
+    found: list[Finding] = []
     for key in run.keys:
         bad = [
             (line["step"], name)
@@ -45,7 +45,7 @@ def missing_lines(run: Record) -> list[Finding]:
     holes = [
         steps[i] for i in range(1, len(gaps) - 1) if gaps[i] >= 3 * gaps[i - 1] and gaps[i] >= 3 * gaps[i + 1]
     ]  # fmt: skip
-    said = []
+    said: list[str] = []
     if run.n_damaged:
         said.append(f"{run.n_damaged} line(s) cannot be read")
     if run.n_backwards:

@@ -15,7 +15,7 @@ _FEWEST_TEXTS = 64.0
 
 def normalisation_drift(run: Record) -> list[Finding]:
     """Rows longer or shorter than those on which the frozen normalisation was estimated."""
-    found = []
+    found: list[Finding] = []
     for key in run.keys:
         points = run.points(key, "relative_length")
         if len(points) < 4:
@@ -45,7 +45,7 @@ def normalisation_drift(run: Record) -> list[Finding]:
 
 def outlier_rows(run: Record) -> list[Finding]:
     """Rows far from all others, which are left out of the training as attention sinks."""
-    found = []
+    found: list[Finding] = []
     for key in run.keys:
         points = run.points(key, "outlier_share")
         if not points:

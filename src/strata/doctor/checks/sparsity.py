@@ -13,7 +13,7 @@ _SETTLED = 0.3  # share of the run after which a controller should have found it
 
 def l0_off_target(run: Record) -> list[Finding]:
     """Mean active latents per row against k, by what the gate promises."""
-    found = []
+    found: list[Finding] = []
     for key in run.keys:
         sae, l0 = run.sae(key), run.points(key, "l0")
         if sae.k is None or len(l0) < 3:

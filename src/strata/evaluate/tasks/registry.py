@@ -49,7 +49,7 @@ def make_task(name: str, tokenizer: Any, *, n_pairs: int, seed: int) -> TaskPair
     if name not in TASKS:
         raise UserError(f"`task` must be the name of a task. Got {name!r}.{did_you_mean(name, TASKS)}")
     if n_pairs < 1:
-        raise UserError(f"`n_pairs` must be 1 or more. Got {n_pairs}.")
+        raise UserError(f"`n_pairs` must be at least 1. Got {n_pairs}. Leave it out for the default.")
     if tokenizer is None:
         raise UserError(f"The task {name!r} needs a tokenizer. Got None. Give the model its own.")
     task = TASKS[name]

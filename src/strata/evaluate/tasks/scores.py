@@ -17,9 +17,7 @@ _LOGITS_BYTES = 256 * 2**20
 
 
 @torch.inference_mode()
-def task_scores(
-    lm: LanguageModel, pairs: TaskPairs, saes: Mapping[str, Attachable] | None = None, *, keep_error: bool = False
-) -> dict[str, float]:
+def task_scores(lm: LanguageModel, pairs: TaskPairs, saes: Mapping[str, Attachable] | None = None) -> dict[str, float]:
     """Accuracy and logit difference over both prompts of every pair, read at the last position.
 
     Both prompts count alike: in the clean one ``answer`` has to beat ``wrong``, in the corrupt one ``wrong`` has to
@@ -34,7 +32,6 @@ def task_scores(
             their logits take at most 256 MB.
         saes: site → SAE, all in the model at once; None is the model itself. Special tokens (the prompt's first) keep
             their own activations.
-        keep_error: add back what the SAEs miss: the scores are then the model's own.
 
     Returns:
         ``accuracy``, the share of prompts in which the right token has the larger logit; ``logit_difference``, the mean
@@ -47,7 +44,7 @@ def task_scores(
     if not predicts_next_token(lm):
         raise UserError(f"`model` must predict the next token to do tasks. Got {lm.model_class}. Take a causal model.")
     differences = {
-        side: torch.cat(list(_differences(lm, ids, pairs, saes=saes or {}, keep_error=keep_error)))
+        side: torch.cat(list(_differences(lm, ids, pairs, saes=saes or {})))
         for side, ids in (("clean", pairs.clean_ids), ("corrupt", pairs.corrupt_ids))
     }
     clean, both = differences["clean"], torch.cat([differences["clean"], -differences["corrupt"]])
@@ -66,14 +63,13 @@ def _differences(
     pairs: TaskPairs,
     *,
     saes: Mapping[str, Attachable],
-    keep_error: bool,
 ) -> Iterator[Float[Tensor, " prompts"]]:
     """logit(answer) − logit(wrong) after each prompt, in batches, as fp64 on the CPU: halves must cancel in the sum."""
     special = torch.tensor(sorted(lm.special_token_ids), dtype=torch.long)
     size = max(1, _LOGITS_BYTES // (4 * lm.vocabulary_size * ids.shape[1]))
-    batches = zip(ids.split(size), pairs.answer_ids.split(size), pairs.wrong_ids.split(size), strict=True)
+    batches = zip(*(torch.split(all_, size) for all_ in (ids, pairs.answer_ids, pairs.wrong_ids)), strict=True)
     for prompts, answers, wrongs in batches:
-        with lm.attach(saes, keep_error=keep_error, mask=~torch.isin(prompts, special)):
+        with lm.attach(saes, mask=~torch.isin(prompts, special)):
             last = lm.logits(prompts)[:, -1].double().cpu()
         chosen = last.gather(1, torch.stack([answers, wrongs], dim=1))
         yield chosen[:, 0] - chosen[:, 1]

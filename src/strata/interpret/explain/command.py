@@ -1,7 +1,9 @@
 """Explaining the features of a run, and scoring the explanations: what `strata explain` does."""
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,16 +11,19 @@ from jaxtyping import Int
 
 from strata.config.explain import ExplainConfig
 from strata.errors import UserError
-from strata.evaluate.runs import open_run, saes_of
-from strata.interpret.explain.choice import Choice, check, source_of
+from strata.evaluate.places import named_places, places_of
+from strata.evaluate.runs import open_run
 from strata.interpret.explain.explained import Explained
 from strata.interpret.explain.features import Work, explain_features
+from strata.interpret.explain.interpreters import INTERPRETERS, Features
 from strata.interpret.explain.pieces import Pieces
-from strata.interpret.explain.record import ExplanationsFile
+from strata.interpret.explain.record import NOT_ASKED, ExplainedFeature, ExplanationsFile
 from strata.interpret.explain.summary import keep_summary, summarize
 from strata.interpret.index import FeatureIndex
+from strata.interpret.prompted.account import Account
 from strata.interpret.run_index import chosen_keys, index_run
 from strata.interpret.site_index import SiteIndex
+from strata.visible_text import visible
 
 
 def explain_run(config: ExplainConfig, *, progress: bool = True) -> Explained:
@@ -36,10 +41,9 @@ def explain_run(config: ExplainConfig, *, progress: bool = True) -> Explained:
         UserError: no run, no live feature, fewer than two documents, an interpreter that cannot be asked, latents of
             several SAEs.
     """
-    check(config)
+    INTERPRETERS[config.interpreter].check(config)
     if config.latents:
-        _require_one_sae([one.path for one in saes_of(open_run(config.run), progress=False)
-                          if config.sites == ("all",) or {one.path, one.site} & set(config.sites)])  # fmt: skip
+        _require_one_sae([place.key for place in named_places(places_of(open_run(config.run)), config.sites)])
     return _explained(index_run(config, progress=progress), config, progress=progress)
 
 
@@ -63,7 +67,7 @@ def explain_index(index: FeatureIndex, config: ExplainConfig, *, progress: bool 
     Raises:
         UserError: as there.
     """
-    check(config)
+    INTERPRETERS[config.interpreter].check(config)
     return _explained(index, config, progress=progress)
 
 
@@ -82,14 +86,18 @@ def _explained(index: FeatureIndex, config: ExplainConfig, *, progress: bool) ->
         window_tokens=config.window_tokens,
         seed=config.seed,
     )
-    choice = Choice(config, vocabulary=index.vocabulary, sites=sites, pieces=pieces, progress=progress)
-    source, saes, stopped = source_of(config), {}, False
-    try:
+    features = Features(sites=sites, pieces=pieces, vocabulary=index.vocabulary)
+    kind, saes, stopped = INTERPRETERS[config.interpreter], dict[str, Any](), False
+    source = kind.source(config)
+    with kind.open(config, features, progress) as opened:
+        name = opened.interpreter.name
         for key, site in sites.items():
             settings = _settings(index, key, config)
-            file = ExplanationsFile(site.folder, interpreter=choice.interpreter.name, source=source, settings=settings)
-            work = Work(site, pieces, choice.interpreter, config, _shuffles(config), index.vocabulary)
+            file = ExplanationsFile(site.folder, interpreter=name, source=source, settings=settings)
+            work = Work(site, pieces, opened.interpreter, config, _shuffles(config), index.vocabulary)
             stopped = explain_features(work, latents[key], file, progress=progress)
+            asked = (feature for latent, feature in file.features.items() if latent in latents[key])
+            _require_answers(opened.account, asked, who=f"{name} ({source})")
             saes[key] = {
                 "n_latents": site.d_sae,
                 "n_live": int((site.n_fired >= config.least_firings).sum()),
@@ -99,13 +107,26 @@ def _explained(index: FeatureIndex, config: ExplainConfig, *, progress: bool) ->
             }
             if stopped:
                 break
-    finally:
-        choice.close()
-    summary = {"seconds": time.perf_counter() - started, "stopped": stopped,
-               "account": choice.account(), "saes": saes}  # fmt: skip
-    name = choice.interpreter.name
+    account = asdict(opened.account) if opened.account else {}
+    summary = {"seconds": time.perf_counter() - started, "stopped": stopped, "account": account, "saes": saes}
     keep_summary(index.folder, f"{name} ({source})" if source else name, summary, keys=index.keys)
     return Explained(index.folder, name, source, latents, summary)
+
+
+def _require_answers(account: Account | None, features: Iterable[ExplainedFeature], *, who: str) -> None:
+    """That who was asked has answered at all, so that a wrong address does not end as a table of failures.
+
+    Raises:
+        UserError: no request was answered, and not for want of money.
+    """
+    reasons = Counter(feature.failed for feature in features if feature.failed not in ("", NOT_ASKED))
+    if account is None or account.n_answered or account.n_cached or not reasons:
+        return
+    (reason, _), *_ = reasons.most_common(1)
+    raise UserError(
+        f"The interpreting model must answer. {visible(who)} answered none of {account.n_failed:,} requests:"
+        f" {visible(reason)}. Check its name and address, or raise timeout_seconds or n_retries."
+    )
 
 
 def _require_one_sae(keys: Sequence[str]) -> None:
@@ -144,7 +165,7 @@ def _some(live: Int[np.ndarray, " live"], config: ExplainConfig) -> Int[np.ndarr
 
 
 def _shuffles(config: ExplainConfig) -> bool:
-    return config.interpreter == "patterns" if config.shuffled == "auto" else config.shuffled == "yes"
+    return INTERPRETERS[config.interpreter].shuffles if config.shuffled == "auto" else config.shuffled == "yes"
 
 
 def _settings(index: FeatureIndex, key: str, config: ExplainConfig) -> dict[str, Any]:
@@ -152,9 +173,6 @@ def _settings(index: FeatureIndex, key: str, config: ExplainConfig) -> dict[str,
     stated = index.record["stated"]
     text = {**{name: value for name, value in stated.items() if name != "saes"}, "sae": stated["saes"][key]}
     own = ("window_tokens", "n_top", "n_random", "n_silent", "seed", "interpreter", "scorers")
-    asked = {
-        "http": ("n_explained", "base_url", "model", "simulation", "n_top_tokens", "extra_body"),
-        "local": ("n_explained", "model"),
-    }.get(config.interpreter, ())
+    asked = INTERPRETERS[config.interpreter].settings
     return {"index": text, "shuffled": _shuffles(config),
             **{name: getattr(config, name) for name in (*own, *asked)}}  # fmt: skip

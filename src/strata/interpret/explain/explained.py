@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from strata.interpret.explain.record import SCORES, ExplainedFeature, file_name, main_score, read_explanations_file
+from strata.interpret.explain.record import ExplainedFeature, file_name, main_score, read_explanations_file
+from strata.interpret.explain.scoring import SCORES
 from strata.interpret.explain.summary import table
 from strata.visible_text import visible
 
@@ -45,7 +46,7 @@ class Explained:
     def features(self, key: str) -> list[ExplainedFeature]:
         """The features of an SAE that were asked for, those whose explanations hold best first.
 
-        Best by the first of `strata.interpret.explain.record.MAIN_SCORES` that was asked for; features without it
+        Best by the first of `strata.interpret.explain.scoring.MAIN_SCORES` that was asked for; features without it
         come last.
 
         Args:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from strata.interpret.explain.interpreter import Explanation, Failed, Interprete
 from strata.interpret.explain.material import Amounts, FeatureMaterial, gather
 from strata.interpret.explain.pieces import Pieces
 from strata.interpret.explain.record import ExplainedFeature, ExplanationsFile
-from strata.interpret.explain.scoring import FeatureScores, Trial, score
+from strata.interpret.explain.scoring import score
+from strata.interpret.explain.trial import Trial
 from strata.interpret.site_index import SiteIndex
 from strata.log import say
 
@@ -80,13 +82,13 @@ def _explain(work: Work, latents: Sequence[int]) -> list[ExplainedFeature]:
     scored = [n for n, answer in explained.items() if isinstance(answer, Explanation) and not materials[n].not_scored]
     trials = {latent: Trial.of(materials[latent], seed=seed) for latent in scored}
     own = _scores(work, explained, trials, scored, scored)
-    shuffled: dict[int, FeatureScores] = {}
+    shuffled: dict[int, dict[str, Any]] = {}
     if work.shuffles and len(scored) > 1:
         order = np.random.default_rng((seed, *latents[:1])).permutation(scored).tolist()
         shuffled = _scores(work, explained, trials, [*order[1:], order[0]], order)
     answered = {**{n: Failed(why) for n, why in gathered.items() if isinstance(why, str)}, **explained}
     return [
-        _feature(n, answered[n], work, material=materials.get(n), own=own.get(n), shuffled=shuffled.get(n))
+        _feature(n, answered[n], work, material=materials.get(n), own=own.get(n, {}), shuffled=shuffled.get(n, {}))
         for n in latents
     ]
 
@@ -97,7 +99,7 @@ def _scores(
     trials: Mapping[int, Trial],
     whose: Sequence[int],
     where: Sequence[int],
-) -> dict[int, FeatureScores]:
+) -> dict[int, dict[str, Any]]:
     """Scores of the explanations of some features on the windows of others, by the latter."""
     explanations = [one for latent in whose if isinstance(one := explained[latent], Explanation)]
     put_to = [trials[latent] for latent in where]
@@ -111,8 +113,8 @@ def _feature(
     work: Work,
     *,
     material: FeatureMaterial | None,
-    own: FeatureScores | None,
-    shuffled: FeatureScores | None,
+    own: dict[str, Any],
+    shuffled: dict[str, Any],
 ) -> ExplainedFeature:
     explanation = answer if isinstance(answer, Explanation) else None
     patterns = explanation.patterns if explanation else ()
@@ -129,8 +131,8 @@ def _feature(
             for pattern in patterns
         ),
         n_fired=int(work.site.n_fired[latent]),
-        scores=own.as_json() if own else {},
-        shuffled=shuffled.as_json() if shuffled else {},
+        scores=own,
+        shuffled=shuffled,
         failed=answer.reason if isinstance(answer, Failed) else "",
         not_scored=material.not_scored if material and explanation else "",
     )

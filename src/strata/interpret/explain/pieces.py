@@ -66,10 +66,9 @@ class Pieces:
         Raises:
             UserError: fewer than two documents.
         """
-        n_seqs, n_columns = token_ids.shape
+        n_seqs, n_columns = map(int, token_ids.shape)
         documents, is_token = documents.reshape(-1), is_token.reshape(-1)
-        block = np.arange(n_seqs)[:, None] * n_columns + np.arange(n_columns) // window_tokens
-        block = block.reshape(-1)
+        block = np.add.outer(np.arange(n_seqs) * n_columns, np.arange(n_columns) // window_tokens).reshape(-1)
         begins = np.ones(documents.size, bool)
         begins[1:] = (np.diff(block) != 0) | (np.diff(documents) != 0) | (np.diff(is_token.astype(np.int8)) != 0)
         starts = np.flatnonzero(begins)
@@ -114,7 +113,7 @@ class Pieces:
 
     def measured(self, windows: Windows) -> Bool[np.ndarray, "windows tokens"]:
         """At which tokens of windows the feature was encoded; elsewhere its activation is not known."""
-        places = windows.starts[:, None] + np.arange(windows.token_ids.shape[1])
+        places = np.add.outer(windows.starts, np.arange(int(windows.token_ids.shape[1])))
         return windows.is_token & self.is_row[np.where(windows.is_token, places, 0)]
 
 

@@ -10,24 +10,13 @@ from typing import Any, TypeVar
 
 from strata.atomic import as_json, write_whole
 from strata.errors import UserError
+from strata.interpret.explain.scoring import MAIN_SCORES
 from strata.log import say
 
 OWN = "token patterns"  # the interpreter whose file has no name in it
 FORMAT_VERSION = 1
 Parsed = TypeVar("Parsed")
 NOT_ASKED = "budget"  # the reason of a failure that is none of the interpreter's
-SCORES = {
-    "simulation.all.correlation": "simulation, correlation",
-    "simulation.top.correlation": "simulation, strongest texts",
-    "simulation.random.correlation": "simulation, random texts",
-    "detection.balanced_accuracy": "detection, balanced accuracy",
-    "detection.auroc": "detection, AUROC",
-    "fuzzing.balanced_accuracy": "fuzzing, balanced accuracy",
-    "fuzzing.auroc": "fuzzing, AUROC",
-}
-"""The scores that people are shown: path, for `ExplainedFeature.score`, → title."""
-MAIN_SCORES = ("simulation.all.correlation", "detection.balanced_accuracy", "fuzzing.balanced_accuracy")
-"""By which features are ranked: by the first of these that any of them has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +30,7 @@ class ExplainedFeature:
         patterns: what the text says, of an interpreter that needs no language model: ``tokens`` (texts), ``token_ids``
             and ``level`` of each.
         n_fired: how often the feature fires on the text of the index.
-        scores: as `strata.interpret.explain.scoring.FeatureScores.as_json` gives them; empty without.
+        scores: as `strata.interpret.explain.scoring.score` gives them; empty without.
         shuffled: the same of another feature's explanation on this one's windows; empty without.
         failed: why there is no explanation; empty where there is one.
         not_scored: why there are no scores; empty where there are.
@@ -263,7 +252,8 @@ def _feature(found: Any) -> ExplainedFeature:
     kinds = {"latent": int, "text": str, "interpreter": str, "patterns": list, "scores": dict, "shuffled": dict}
     if not all(isinstance(found[name], kind) for name, kind in kinds.items()):
         raise ValueError
-    return ExplainedFeature(**{**found, "patterns": tuple(found["patterns"])})
+    fields: dict[str, Any] = {**found, "patterns": tuple(found["patterns"])}
+    return ExplainedFeature(**fields)
 
 
 def _move(path: Path, suffix: str, why: str) -> None:

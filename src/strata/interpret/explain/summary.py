@@ -11,15 +11,11 @@ from jaxtyping import Float
 
 from strata.atomic import write_json
 from strata.errors import UserError
-from strata.interpret.explain.record import SCORES, ExplainedFeature
+from strata.interpret.explain.record import ExplainedFeature
+from strata.interpret.explain.scoring import PATHS, SCORES
 from strata.visible_text import visible
 
 SUMMARY = "explanations-summary.json"
-SIMULATION_PARTS = ("all", "top", "random")
-PATHS = (
-    *(f"simulation.{part}.{name}" for part in SIMULATION_PARTS for name in ("correlation", "absolute", "squared")),
-    *(f"{task}.{name}" for task in ("detection", "fuzzing") for name in ("balanced_accuracy", "auroc")),
-)
 _N_RESAMPLES = 1000
 _RESAMPLED_AT_ONCE = 1 << 20  # values
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)

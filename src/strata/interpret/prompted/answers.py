@@ -10,8 +10,7 @@ from jaxtyping import Float
 
 from strata.interpret.explain.interpreter import Failed
 from strata.interpret.prompted.completer import Reply
-from strata.interpret.prompted.prompts import LEVELS, NO, YES
-from strata.interpret.prompted.texts import shown_token
+from strata.interpret.prompted.prompts import LEVELS, NO, YES, shown_token
 
 _LONGEST_EXPLANATION = 600  # characters; a sentence is shorter
 _JUDGEMENT = re.compile(r"^\W*(\d+)\s*[:.)\t -]\s*(0|1|yes|no)\W*$", re.IGNORECASE)
@@ -78,7 +77,8 @@ def levels_in_table(reply: Reply, tokens: Sequence[str]) -> tuple[Float[np.ndarr
     Returns:
         levels, and the different reasons for the NaNs among them.
     """
-    levels, reasons = np.full(len(tokens), np.nan), []
+    levels = np.full(len(tokens), np.nan)
+    reasons: list[str] = []
     lines = [(start, line) for start, line in _lines(reply.text) if "\t" in line]
     for place, token in enumerate(tokens):
         if place >= len(lines):
@@ -133,7 +133,8 @@ def judgements_in_chat(reply: Reply, *, n_windows: int) -> Float[np.ndarray, " w
 def _lines(text: str) -> list[tuple[int, str]]:
     """The lines behind what the model thought, each with its first character's place."""
     thought, end, answer = text.rpartition("</think>")
-    lines, start = [], len(thought) + len(end)
+    lines: list[tuple[int, str]] = []
+    start = len(thought) + len(end)
     for line in answer.split("\n"):
         lines.append((start, line))
         start += len(line) + 1

@@ -50,7 +50,8 @@ class RequestCache:
         Raises:
             UserError: the file cannot be read.
         """
-        wanted, found = list(keys), {}
+        wanted = list(keys)
+        found: dict[str, Reply] = {}
         try:
             for start in range(0, len(wanted), _LOOKED_UP_AT_ONCE):
                 part = wanted[start : start + _LOOKED_UP_AT_ONCE]

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 from strata.interpret.explain.interpreter import Failed
 from strata.interpret.prompted.account import Account
 
-Work = Literal["simulate", "judge"]
+Task = Literal["simulate", "judge"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Completer(Protocol):
         ...
 
     @property
-    def fills_in(self) -> frozenset[Work]:
+    def fills_in(self) -> frozenset[Task]:
         """The work for which it wants `Blanks`; for the rest it wants `Chat`."""
         ...
 

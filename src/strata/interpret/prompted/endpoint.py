@@ -11,7 +11,7 @@ from strata.errors import UserError
 from strata.interpret.explain.interpreter import Failed
 from strata.interpret.prompted.account import Account, Estimate
 from strata.interpret.prompted.cache import RequestCache
-from strata.interpret.prompted.completer import Reply, Request, Work
+from strata.interpret.prompted.completer import Reply, Request, Task
 from strata.interpret.prompted.dialect import Dialect
 from strata.interpret.prompted.endpoint_settings import EndpointSettings
 from strata.interpret.prompted.exchange import Exchange, Refused
@@ -19,7 +19,7 @@ from strata.interpret.prompted.wire import Wire, reply, usage, wire
 from strata.log import say
 
 _SECONDS_BETWEEN_LINES = 5.0
-_MOST_REFUSED = 20  # one after the other, with no answer yet: it is the settings, not the prompts
+_MOST_UNANSWERED = 20  # requests, with no answer yet: it is the settings or the server, not the prompts
 
 
 class Endpoint:
@@ -32,37 +32,41 @@ class Endpoint:
         settings: the server, its model, patience and prices.
         cache: of answers, e.g. ``RequestCache(RUN / "answers.sqlite")``; whoever made it closes it.
         progress: say on stderr every few seconds how far it is.
+
+    Attributes:
+        settings: as given.
+        cache: as given.
+        progress: as given.
+        estimate: how many tokens prompts have, as far as the server has counted any.
+        dialect: what was learned of the server's words.
+        account: what was asked and what it cost, since this object was made.
     """
 
     def __init__(self, settings: EndpointSettings, *, cache: RequestCache, progress: bool = True) -> None:
-        self._settings, self._cache, self._progress = settings, cache, progress
-        self._account, self._estimate, self._dialect = Account(), Estimate(), Dialect()
+        self.settings, self.cache, self.progress = settings, cache, progress
+        self.estimate, self.dialect = Estimate(), Dialect()
+        self.account = Account()
         if settings.sends_key_openly:
             say(f"the API key goes to {settings.base_url} without TLS: others on the way can read it. Use https://.")
 
     @property
     def name(self) -> str:
         """The model's."""
-        return self._settings.model
+        return self.settings.model
 
     @property
-    def fills_in(self) -> frozenset[Work]:
+    def fills_in(self) -> frozenset[Task]:
         """Simulation, where it goes through ``/completions``."""
-        return frozenset({"simulate"} if self._settings.simulation == "completions" else ())
-
-    @property
-    def account(self) -> Account:
-        """What was asked and what it cost, since this object was made."""
-        return self._account
+        return frozenset({"simulate"} if self.settings.simulation == "completions" else ())
 
     def complete(self, requests: Sequence[Request]) -> list[Reply | Failed]:
         """Answers in the order of the requests.
 
         Raises:
-            UserError: the key is refused, the model is unknown, or the server takes no request of this kind.
+            UserError: the key is refused, the model is unknown, or the server answers none of the first 20 requests.
             MissingExtraError: the library `openai` is not installed.
         """
-        settings = self._settings
+        settings = self.settings
         wires = [
             wire(r, model=settings.model, n_top=settings.n_top_tokens, extra=settings.extra_body) for r in requests
         ]
@@ -73,18 +77,18 @@ class Endpoint:
             for w in wires
         ]
         wanted = dict(zip(keys, wires, strict=True))
-        answers: dict[str, Reply | Failed] = dict(self._cache.get(wanted))
+        answers: dict[str, Reply | Failed] = dict(self.cache.get(wanted))
         open_ = {key: w for key, w in wanted.items() if key not in answers}
-        self._account.n_requests += len(requests)
+        self.account.n_requests += len(requests)
         if open_:
             asking = _Asking(open_, endpoint=self)
             _run_to_end(asking.run, stop=asking.stop)
             answers |= asking.answers
         found = [answers[key] for key in keys]
-        self._account.n_failed += (n_failed := sum(isinstance(answer, Failed) for answer in found))
+        self.account.n_failed += (n_failed := sum(isinstance(answer, Failed) for answer in found))
         n_answered = sum(isinstance(answers[key], Reply) for key in open_)
-        self._account.n_answered += n_answered
-        self._account.n_cached += len(found) - n_failed - n_answered
+        self.account.n_answered += n_answered
+        self.account.n_cached += len(found) - n_failed - n_answered
         return found
 
 
@@ -92,12 +96,13 @@ class _Asking:
     """The queue of one call: workers that take the next request as soon as they have an answer."""
 
     def __init__(self, open_: dict[str, Wire], *, endpoint: Endpoint) -> None:
-        self._settings, self._account, self._dialect = endpoint._settings, endpoint._account, endpoint._dialect
-        self._estimate, self._cache, self._shown = endpoint._estimate, endpoint._cache, endpoint._progress
+        self._settings, self._account, self._dialect = endpoint.settings, endpoint.account, endpoint.dialect
+        self._estimate, self._cache, self._shown = endpoint.estimate, endpoint.cache, endpoint.progress
         self._waiting = deque(open_.items())
         self._n = len(open_)
         self._in_flight: dict[str, float] = {}  # key → what it costs at most
-        self._n_refused = 0
+        self._has_answer = self._account.n_answered > 0
+        self._n_unanswered = self._n_refused = 0
         self._finished = asyncio.Condition()
         self._stopped = self._over_budget = False
         self.answers: dict[str, Reply | Failed] = {}
@@ -152,12 +157,13 @@ class _Asking:
 
         answer = await exchange.ask(asked, may_send=may_send, lost=lost)
         if isinstance(answer, Failed):
-            self._count_refused(answer)
+            if not self._has_answer and answer != Failed("budget"):
+                self._count_unanswered(answer)
             return answer
         self._charge(answer, asked)
         found = reply(answer, asked.request)
         if isinstance(found, Reply):
-            self._n_refused = -self._n  # an answer: what is refused from now on is the prompts' fault
+            self._has_answer = True  # what fails from now on is the prompts' fault, or passes
             self._cache.put(key, found)
         return found
 
@@ -192,15 +198,20 @@ class _Asking:
         self._account.n_completion_tokens += counted[1]
         self._account.cost += self._settings.prices.cost(*counted)
 
-    def _count_refused(self, failed: Failed) -> None:
-        if not isinstance(failed, Refused):
-            return
-        self._n_refused += 1
-        if self._n_refused >= _MOST_REFUSED:
+    def _count_unanswered(self, failed: Failed) -> None:
+        """A request that got no answer, as none before it."""
+        self._n_unanswered += 1
+        self._n_refused += isinstance(failed, Refused)
+        if self._n_refused >= _MOST_UNANSWERED:
             raise UserError(
                 f"The server must take requests of this kind. {self._settings.base_url} refused the first"
-                f" {_MOST_REFUSED} and answered none: {failed.reason}. Change `simulation`, `n_top_tokens` (some"
+                f" {_MOST_UNANSWERED} and answered none: {failed.reason}. Change `simulation`, `n_top_tokens` (some"
                 " give fewer likeliest tokens) or `extra_body`, or ask another model."
+            )
+        if self._n_unanswered >= _MOST_UNANSWERED and not self._n_refused:
+            raise UserError(
+                f"The server must answer. {self._settings.base_url} answered none of the first {_MOST_UNANSWERED}"
+                f" requests: {failed.reason}. Check `base_url`, or raise `timeout_seconds` or `n_retries`."
             )
 
     async def _say_now_and_then(self) -> None:

@@ -58,7 +58,7 @@ class EndpointSettings:
     price_per_million_input: float = 0.0
     price_per_million_output: float = 0.0
     max_cost: float = math.inf
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    extra_body: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         _check_address(self.base_url)

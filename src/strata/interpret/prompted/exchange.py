@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from strata.errors import MissingExtraError, UserError
@@ -15,6 +16,7 @@ from strata.visible_text import visible
 
 _LONGEST_BACKOFF_SECONDS = 30.0
 _RETRIED = frozenset({408, 409, 425, 429})
+_OPENAIS_OWN = ("OpenAI-Organization", "OpenAI-Project")  # headers
 _LONGEST_REASON = 200  # characters of a server's words that are passed on
 
 
@@ -28,10 +30,8 @@ def check_library() -> None:
     Raises:
         MissingExtraError: it is not.
     """
-    try:
-        import openai  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("openai", extra="openai", purpose="Asking a language model over HTTP") from error
+    if find_spec("openai") is None:
+        raise MissingExtraError("openai", extra="openai", purpose="Asking a language model over HTTP")
 
 
 class Exchange:
@@ -52,13 +52,13 @@ class Exchange:
 
         self._settings, self._key, self._dialect = settings, settings.api_key(), dialect
         # The client adds what it finds in OPENAI_ORG_ID and the like, which no other host is to see.
-        hidden = () if settings.is_openai else ("OpenAI-Organization", "OpenAI-Project")
+        hidden: Any = {} if settings.is_openai else dict.fromkeys(_OPENAIS_OWN, openai.Omit())
         self._client = openai.AsyncOpenAI(
             api_key=self._key or "none",
             base_url=settings.base_url,
             max_retries=0,  # ours are counted, and obey the limit on cost
             timeout=settings.timeout_seconds,
-            default_headers={name: openai.Omit() for name in hidden},  # pyright: ignore[reportArgumentType]
+            default_headers=hidden,
             http_client=openai.DefaultAsyncHttpxClient(**_client_options(settings)),
         )
 
@@ -114,8 +114,8 @@ class Exchange:
         chat, legacy = self._client.chat.completions.with_raw_response, self._client.completions.with_raw_response
         known = {key: body[key] for key in ("model", "messages", "prompt") if key in body}
         more = {key: value for key, value in body.items() if key not in known}
-        send = chat.create if path == "chat/completions" else legacy.create
-        raw = await send(**known, extra_body=more)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        create: Any = chat.create if path == "chat/completions" else legacy.create
+        raw = await create(**known, extra_body=more)
         return json.loads(raw.http_response.content)
 
     def _status_failure(self, error: Any) -> Failed:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from strata.config.settings import require
 from strata.interpret.explain.interpreter import (
@@ -15,8 +15,8 @@ from strata.interpret.explain.interpreter import (
     Material,
     Simulated,
     SimulationTask,
+    levels,
 )
-from strata.interpret.explain.levels import levels
 from strata.interpret.prompted import answers, prompts
 from strata.interpret.prompted.completer import Completer, Reply, Request
 from strata.interpret.windows import Windows
@@ -77,7 +77,8 @@ class PromptedInterpreter:
         return [self._simulated(task, [replies.get((id(task), w)) for w in range(len(task.windows))]) for task in tasks]
 
     def _simulated(self, task: SimulationTask, replies: Sequence[Reply | Failed | None]) -> Simulated:
-        windows, failures = task.windows, []
+        windows = task.windows
+        failures: list[Failed] = []
         predicted = np.full(windows.token_ids.shape, np.nan, dtype=np.float64)
         for window, reply in enumerate(replies):
             if reply is None:
@@ -120,7 +121,7 @@ class PromptedInterpreter:
         return [Judged(probabilities=p, failures=tuple(f)) for p, f in zip(judged, failures, strict=True)]
 
     def _judge_request(self, task: JudgeTask, part: slice) -> Request:
-        shown = []
+        shown: list[tuple[list[str], Bool[np.ndarray, " tokens"] | None]] = []
         for window in range(part.start, part.stop):
             is_token = task.windows.is_token[window]
             marked = None if task.marks is None else task.marks[window][is_token]

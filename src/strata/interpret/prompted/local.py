@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from strata.config.settings import require
 from strata.errors import UserError
 from strata.interpret.explain.interpreter import Failed
 from strata.interpret.prompted.account import Account
-from strata.interpret.prompted.completer import Blanks, Chat, Reply, Request, Work
+from strata.interpret.prompted.completer import Blanks, Chat, Reply, Request, Task
 from strata.interpret.prompted.local_ids import PromptIds
 from strata.lm.generation import continued, end_ids, pad_id, padded
 from strata.log import say
@@ -62,8 +62,10 @@ class LocalModel:
                 " name in place of the model."
             )
         given: Any = tokenizer
-        own = _tokenizer_of(name_or_model, trust_remote_code=trust_remote_code) if given is None else given
-        model: Any = _loaded(name_or_model, trust_remote_code=trust_remote_code) if is_name else name_or_model
+        own = _loaded("AutoTokenizer", name_or_model, trust_remote_code=trust_remote_code) if given is None else given
+        model: Any = name_or_model
+        if is_name:
+            model = _loaded("AutoModelForCausalLM", model, dtype="auto", trust_remote_code=trust_remote_code)
         self._model = model.to(device).eval()
         self._ids, self._ends = PromptIds(own), end_ids(model, own)
         self._pad = pad_id(own, ends=self._ends)
@@ -78,7 +80,7 @@ class LocalModel:
         return self._name
 
     @property
-    def fills_in(self) -> frozenset[Work]:
+    def fills_in(self) -> frozenset[Task]:
         """Both kinds of work."""
         return frozenset({"simulate", "judge"})
 
@@ -145,7 +147,8 @@ class LocalModel:
         column = {place: i for i, place in enumerate(places)}
         for row, (request, (own, at)) in enumerate(zip(requests, batch, strict=True)):
             choices = torch.tensor([self._ids.choice(choice) for choice in request.choices], device=self._device)
-            told = logits[row, [column[place] for place in at]][:, choices].float().softmax(-1).tolist()
+            there = logits[row, [column[place] for place in at]][:, choices]
+            told = there.float().softmax(-1).cpu().numpy().tolist()
             answers[request] = Reply(blanks=tuple(dict(zip(request.choices, p, strict=True)) for p in told))
             self._account.n_prompt_tokens += len(own)
 
@@ -191,30 +194,18 @@ def check_model(name: str | Path, *, choices: Sequence[str], trust_remote_code: 
     Raises:
         UserError: one is not.
     """
-    from transformers import AutoConfig
-
-    _or_user_error(lambda: AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code), name)
-    ids = PromptIds(_tokenizer_of(name, trust_remote_code=trust_remote_code))
+    _loaded("AutoConfig", name, trust_remote_code=trust_remote_code)
+    ids = PromptIds(_loaded("AutoTokenizer", name, trust_remote_code=trust_remote_code))
     for choice in choices:
         ids.choice(choice)
 
 
-def _loaded(name: Any, *, trust_remote_code: bool) -> Any:
-    from transformers import AutoModelForCausalLM
+def _loaded(kind: str, name: Any, **how: Any) -> Any:
+    """A config, a tokenizer or a model, by the name that its class has in `transformers`."""
+    import transformers
 
-    load = AutoModelForCausalLM.from_pretrained
-    return _or_user_error(lambda: load(name, dtype="auto", trust_remote_code=trust_remote_code), name)
-
-
-def _tokenizer_of(name: Any, *, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    return _or_user_error(lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code), name)
-
-
-def _or_user_error(load: Callable[[], Any], name: Any) -> Any:
     try:
-        return load()
+        return getattr(transformers, kind).from_pretrained(name, **how)
     except (OSError, ValueError) as error:
         first, *_ = str(error).splitlines() or [type(error).__name__]
         raise UserError(

@@ -35,7 +35,8 @@ class PromptIds:
         """
         for choice in request.choices:
             self.choice(choice)
-        ids, places = self._conversation(request.messages), []
+        ids = self._conversation(request.messages)
+        places: list[int] = []
         for i, piece in enumerate(request.pieces):
             ids += self._ids(piece) if i == 0 else self._after(request.filler, piece)
             places.append(len(ids) - 1)

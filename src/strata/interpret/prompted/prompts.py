@@ -1,4 +1,7 @@
-"""Our prompts. What is the same for all features stands first, so that servers keep it from one prompt to the next."""
+"""Our prompts, and tokens as they show them, with nothing that could be mistaken for the frame.
+
+What is the same for all features stands first, so that servers keep it from one prompt to the next.
+"""
 
 from collections.abc import Sequence
 
@@ -7,8 +10,10 @@ from jaxtyping import Bool, Int
 
 from strata.interpret.explain.interpreter import HIGHEST_LEVEL
 from strata.interpret.prompted.completer import Blanks, Chat, Message
-from strata.interpret.prompted.texts import MARKS, running_text, shown_token, table
 
+MARKS = ("⟦", "⟧")  # around tokens that are said to make a feature fire; rare in any text, code included
+_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\ufffd": "\\ufffd"})
+_MARK_ESCAPES = str.maketrans({mark: "\\" + mark for mark in MARKS})
 LEVELS = tuple(str(level) for level in range(HIGHEST_LEVEL + 1))
 NO, YES = "0", "1"
 _FEW = 0.2  # below this share of tokens that fire, they are listed again (Bills et al. 2023)
@@ -159,3 +164,35 @@ def _turns(instruction: str, example: str, answer: str, *, task: str) -> tuple[M
         Message("assistant", answer),
         Message("user", task),
     )
+
+
+def shown_token(text: str) -> str:
+    r"""A token's text on one line without tabs: ``\n``, ``\t``, ``\r``, ``\\`` as in Python; a byte that is no text by
+    itself is ``\ufffd``. Different texts stay different.
+    """
+    return text.translate(_ESCAPES)
+
+
+def running_text(tokens: Sequence[str], marked: Bool[np.ndarray, " tokens"] | None = None) -> str:
+    """Tokens one after the other, on one line.
+
+    Args:
+        tokens: their texts.
+        marked: tokens to be put between marks, each run of them once; brackets of the text's own that look like marks
+            get a backslash. None marks nothing.
+    """
+    shown = [shown_token(token) for token in tokens]
+    if marked is None:
+        return "".join(shown)
+    opening, closing = MARKS
+    parts: list[str] = []
+    for i, (text, is_marked) in enumerate(zip(shown, marked, strict=True)):
+        before = opening if is_marked and (i == 0 or not marked[i - 1]) else ""
+        after = closing if is_marked and (i + 1 == len(shown) or not marked[i + 1]) else ""
+        parts.append(before + text.translate(_MARK_ESCAPES) + after)
+    return "".join(parts)
+
+
+def table(tokens: Sequence[str], levels: Int[np.ndarray, " tokens"]) -> str:
+    """A line for each token: the token, a tab, its level."""
+    return "\n".join(f"{shown_token(token)}\t{level}" for token, level in zip(tokens, levels, strict=True))

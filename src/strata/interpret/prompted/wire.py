@@ -64,7 +64,8 @@ def wire(request: Request, *, model: str, n_top: int, extra: Mapping[str, Any]) 
 
 def filled_in(request: Blanks) -> tuple[str, list[int]]:
     """The conversation and the answer as plain text, the filler in each blank, and where the blanks begin."""
-    text, places = "\n\n".join(message.text for message in request.messages) + "\n\n", []
+    text = "\n\n".join(message.text for message in request.messages) + "\n\n"
+    places: list[int] = []
     for piece in request.pieces:
         text += piece
         places.append(len(text))
@@ -93,7 +94,8 @@ def _chat_reply(choice: Mapping[str, Any], request: Chat) -> Reply | Failed:
     text = choice["message"]["content"]
     if not isinstance(text, str):
         return Failed("no text in the answer")
-    told = (choice.get("logprobs") or {}).get("content") or [] if request.choices else []
+    probabilities: dict[str, Any] = (choice.get("logprobs") if request.choices else None) or {}
+    told: list[dict[str, Any]] = probabilities.get("content") or []
     pieces = [bytes(token["bytes"]) if token.get("bytes") else token["token"].encode() for token in told]
     # Tokens that end the answer, or spaces that the server cut off, may stand beside its text.
     shift = b"".join(pieces).find(text.encode())
@@ -114,8 +116,9 @@ def _chat_reply(choice: Mapping[str, Any], request: Chat) -> Reply | Failed:
 
 
 def _blanks_reply(choice: Mapping[str, Any], request: Blanks) -> Reply | Failed:
-    told = choice.get("logprobs") or {}
-    tokens, tops = told.get("tokens") or [], told.get("top_logprobs") or []
+    told: dict[str, Any] = choice.get("logprobs") or {}
+    tokens: list[str] = told.get("tokens") or []
+    tops: list[dict[str, float] | None] = told.get("top_logprobs") or []
     if not tokens or len(tops) != len(tokens):
         return Failed("no log-probabilities of the prompt")
     prompt, blanks = filled_in(request)

@@ -4,13 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from strata.interpret.explain.record import (
-    NOT_ASKED,
-    SCORES,
-    ExplainedFeature,
-    main_score,
-    read_all_explanations,
-)
+from strata.interpret.explain.record import NOT_ASKED, ExplainedFeature, main_score, read_all_explanations
+from strata.interpret.explain.scoring import SCORES
 from strata.report.numbers import number
 
 _OVER_BUDGET = "the limit on cost"

@@ -149,7 +149,7 @@ def _windows_content(
     values = windows.activations[there]
     places = values.nonzero()[0]
     levels = np.clip(np.rint(values[places].astype(np.float64) / largest * FULL_LEVEL), 1, FULL_LEVEL)
-    columns = np.arange(there.shape[1])
+    columns = np.arange(int(there.shape[1]))
     limits = rounded(np.array([[g.low, g.high, g.share] for g in groups], np.float64).reshape(-1))
     return {
         "groups": [

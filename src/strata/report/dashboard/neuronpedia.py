@@ -152,7 +152,7 @@ def neuronpedia_feature(
 
 def _activations(group: ExampleGroup, vocabulary: list[str]) -> list[dict[str, Any]]:
     low, high, share = (_TOP_BIN, group.high, _TOP_BIN) if group.kind == "top" else (group.low, group.high, group.share)
-    found = []
+    found: list[dict[str, Any]] = []
     for i in range(len(group.windows)):
         there = group.windows.is_token[i]
         found.append(

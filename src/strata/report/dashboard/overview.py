@@ -10,7 +10,7 @@ from strata.interpret.index import FeatureIndex
 from strata.interpret.site_index import SiteIndex
 from strata.report.dashboard.explained import Explanations
 from strata.report.numbers import number
-from strata.report.run_files import RunFiles
+from strata.report.run_files import RunFiles, section
 from strata.report.summary import heading
 
 DENSE = 0.1  # a feature that fires on a larger share of rows is called dense
@@ -81,8 +81,7 @@ def shell_word(text: str) -> str:
 
 def _text_name(index: FeatureIndex) -> str:
     """The text that was read, which need not be the run's."""
-    texts = index.record.get("text", {}).get("texts")
-    source = texts.get("source") if isinstance(texts, dict) else None
+    source = section(index.record, "text", "texts").get("source")
     return str(source) if source else str(index.record.get("stated", {}).get("data") or "")
 
 

@@ -5,8 +5,10 @@ autograd; `kernels.reference` says the same densely and judges it.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import accumulate
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -43,7 +45,8 @@ class Batch:
 
     def slices(self, n_rows: int) -> "list[Batch]":
         """The batch in pieces of at most n_rows, which know how many rows count in the whole of it."""
-        pieces = zip(*(t.split(n_rows) for t in (self.inputs, self.target, self.keep, self.lengths)), strict=True)
+        tensors = (self.inputs, self.target, self.keep, self.lengths)
+        pieces = zip(*(torch.split(tensor, n_rows) for tensor in tensors), strict=True)
         return [Batch(inputs, target, keep, self.n_kept, lengths) for inputs, target, keep, lengths in pieces]
 
     @property
@@ -107,10 +110,8 @@ def _joined_entries(pieces: list[Entries]) -> Entries:
     listed = [one for one in pieces if isinstance(one, SparseEntries)]
     if not listed:
         return DenseEntries(n_rows, d_sae, n_listed=sum(one.n_listed for one in pieces))
-    rows, first = [], 0
-    for one in listed:
-        rows.append(one.rows + first)
-        first += one.n_rows
+    firsts = accumulate((one.n_rows for one in listed), initial=0)
+    rows = [one.rows + first for one, first in zip(listed, firsts, strict=False)]
     latents = torch.cat([one.latents for one in listed])
     return replace(listed[0], rows=torch.cat(rows), latents=latents, n_rows=n_rows)
 
@@ -132,10 +133,14 @@ class Rule(ABC):
     Attributes:
         bias: name of the tensor that is added to the scores before they are compared.
         n_recent_rows: how many of the last rows `finished` wants to see.
+        makes_transcoders: whether it trains transcoders too.
+        rates: of each own tensor, how many times as fast as the encoder it learns.
     """
 
     bias = "b_enc"
+    rates: ClassVar[Mapping[str, float]] = {"b_enc": 10.0}
     n_recent_rows = 0
+    makes_transcoders = True
 
     def __init__(self, config: SAEConfig, *, d_sae: int) -> None:
         self.config, self.k, self.d_sae = config, config.k, d_sae
@@ -165,6 +170,29 @@ class Rule(ABC):
         pre, entries = self.look(batch, params, score_dtype=score_dtype)
         values = self.values(pre, entries, params) * entries.per_row(batch.keep)
         residual, dots = entries.residual(values, params["W_dec"], batch.target, batch.keep)
+        return self.outcome(pre, values, (residual, dots), entries, batch=batch, params=params)
+
+    def outcome(
+        self,
+        pre: PerEntry,
+        values: PerEntry,
+        left: tuple[Float[Tensor, "rows d_out"], PerEntry],
+        entries: Entries,
+        *,
+        batch: Batch,
+        params: Params,
+    ) -> Outcome:
+        """Loss and gradients of one batch whose code is known.
+
+        Args:
+            pre: pre-activations of the entries.
+            values: their values in the code.
+            left: the residual and its product with each entry's decoder row, as `entries.residual` gives them.
+            entries: the list.
+            batch: the rows.
+            params: the weights.
+        """
+        residual, dots = left
         slope = -2 * batch.share  # of the loss, along the residual
         d_pre, own, penalty = self.backward(pre, values, dots * slope, entries, batch=batch, params=params)
         d_scores = entries.sum_by_latent(d_pre)
@@ -207,6 +235,11 @@ class Rule(ABC):
             params: the weights.
             recent: the last rows of the training, at most `n_recent_rows`; None where there are none yet.
         """
+
+    @property
+    def n_searched_per_row(self) -> float:
+        """Entries that `finished` lists for each recent row, about; the memory of a training is counted by it."""
+        return 0.0
 
     def from_gate(self, gate: Gate, b_enc: Tensor) -> Params | None:
         """The own tensors of a finished SAE in normalised units, for a warm start; None if its gate cannot be this

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from strata.config.train import SAEConfig
 from strata.kernels.entries import SparseEntries
 from strata.sae.rules.base import Batch, Outcome, Params, weight_gradient
 from strata.sae.rules.topk import BatchTopK
@@ -21,8 +22,8 @@ class Matryoshka(BatchTopK):
     Differs: the paper sums over the prefixes; the mean keeps the loss's scale.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, config: SAEConfig, *, d_sae: int) -> None:
+        super().__init__(config, d_sae=d_sae)
         self._ends: Int[Tensor, " prefixes"] | None = None
 
     def step(self, batch: Batch, params: Params, *, score_dtype: torch.dtype) -> Outcome:

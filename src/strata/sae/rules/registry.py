@@ -2,8 +2,10 @@
 
 from strata.config.train import SAEConfig
 from strata.sae.rules.base import Rule
+from strata.sae.rules.gated import Gated
+from strata.sae.rules.jumprelu import JumpReLU
 from strata.sae.rules.matryoshka import Matryoshka
-from strata.sae.rules.threshold import Gated, JumpReLU, ReLU
+from strata.sae.rules.relu import ReLU
 from strata.sae.rules.topk import BatchTopK, TopK
 
 RULES: dict[str, type[Rule]] = {

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from strata.config.train import SAEConfig
 from strata.kernels import select
 from strata.kernels.capacity import Capacity
 from strata.kernels.entries import Entries, SparseEntries
@@ -45,8 +46,8 @@ class BatchTopK(TopK):
 
     n_recent_rows = RECENT_ROWS
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, config: SAEConfig, *, d_sae: int) -> None:
+        super().__init__(config, d_sae=d_sae)
         self.capacity = Capacity()
         self._floor: Float[Tensor, ""] | None = None  # where the search starts; what it finds does not depend on it
 
@@ -97,6 +98,11 @@ class BatchTopK(TopK):
         if state:
             self._floor = None if state["floor"] is None else state["floor"].clone()
             self.capacity.load_state(state["capacity"])
+
+    @property
+    def n_searched_per_row(self) -> float:
+        """Those above the guess of the search."""
+        return 2.0 * self.k
 
     def finished(self, params: Params, recent: Batch | None) -> tuple[Gate, Tensor]:
         """JumpReLU with one threshold for all latents."""

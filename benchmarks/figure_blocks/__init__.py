@@ -1,0 +1,1 @@
+"""Results to Markdown: one function per block of README and docs."""
