@@ -24,9 +24,9 @@ from strata import LanguageModel
 from strata.bench.machine import describe
 from strata.cli import parse_train
 from strata.config.plan import PlanOptions
-from strata.machine.calibration import calibrate
-from strata.machine.rates import known_rates, read_calibration
 from strata.memory import settle_memory
+from strata.plan.calibration import calibrate
+from strata.plan.rates import known_rates, read_calibration
 from strata.plan.training import plan_training
 
 _WIDE = (384, 512)

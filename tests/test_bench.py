@@ -34,7 +34,7 @@ QUICK: dict[str, Any] = TINY | {"memory": False, "language_model": False, "conte
 
 @pytest.fixture(autouse=True)
 def quick_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strata.machine.calibration._COPY_BYTES", 2**16)
+    monkeypatch.setattr("strata.plan.calibration._COPY_BYTES", 2**16)
 
 
 class Mean:

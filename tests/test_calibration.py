@@ -10,10 +10,10 @@ import torch
 from strata import LanguageModel
 from strata.costs.step import SAEShape, StepSeconds, step_work
 from strata.errors import UserError
-from strata.machine import calibration
-from strata.machine import rates as rates_module
-from strata.machine.calibration import Timed, calibrate, fit_steps
-from strata.machine.rates import (
+from strata.plan import calibration
+from strata.plan import rates as rates_module
+from strata.plan.calibration import Timed, calibrate, fit_steps
+from strata.plan.rates import (
     HARDWARE,
     Calibration,
     keep_calibration,

@@ -29,7 +29,7 @@ from strata.costs.step import SAEShape
 from strata.costs.tensors import checkpoint_bytes, folder_bytes
 from strata.lm.model import LanguageModel
 from strata.lm.outline import outline
-from strata.machine.rates import HARDWARE
+from strata.plan.rates import HARDWARE
 from strata.plan.training import plan_training
 from strata.run_folder import save_saes
 from strata.sae.learner import Learner

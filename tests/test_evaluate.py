@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy, log_softmax
 from strata.activations.harvest import collect
 from strata.errors import UserError
 from strata.evaluate import language_loss, suites
-from strata.evaluate.examples import Shown, feature_examples
 from strata.evaluate.quality import reconstruction_quality
+from strata.interpret.examples import Shown, feature_examples
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch
 from strata.sae.gates import TopK

@@ -148,7 +148,7 @@ def test_a_model_whose_cost_cannot_be_counted_is_grouped_all_the_same(
     def untold(*given: Any, **named: Any) -> float:
         raise UserError("The cost of a forward needs a model with attention heads.")
 
-    monkeypatch.setattr("strata.groups.cost.forward_flops_of", untold)
+    monkeypatch.setattr("strata.lm.flops.forward_flops_of", untold)
     groups = found(config(model, text, groups="auto", n_tokens=640))
     assert groups.record is not None
     assert groups.record["flops_per_token"]["forward"] is None

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from test_readme import run_blocks
-
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "tutorial.ipynb"
 
 
@@ -31,9 +29,3 @@ def test_the_tutorials_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for cell in code_cells():
         exec(compile("".join(cell["source"]), str(NOTEBOOK), "exec"), names)
     assert names["latent"] >= 0
-
-
-@pytest.mark.slow
-def test_the_page_on_interpretation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run_blocks(NOTEBOOK.with_name("interpretation.md"))

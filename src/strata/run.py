@@ -20,8 +20,8 @@ from strata.errors import UserError
 from strata.groups.of_run import RunGroups, check_groups, groups_of
 from strata.lm.loading import chosen_device
 from strata.log import say
-from strata.machine.rates import known_rates
 from strata.plan.predicted import predicted
+from strata.plan.rates import known_rates
 from strata.prepare import Prepared, prepare
 from strata.recording import Recording
 from strata.run_folder import (

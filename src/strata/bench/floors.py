@@ -9,7 +9,7 @@ from torch import Tensor
 from strata.bench.turns import Timer, timed
 from strata.kernels.backend import kernels, score_dtype
 from strata.lm.model import LanguageModel
-from strata.machine.calibration import measure_copy, measure_forwards
+from strata.plan.calibration import measure_copy, measure_forwards
 
 _PIECES = (256, 1024)  # rows of scores held at a time, beside all of them: smaller ones stay in the cache
 _CONTEXT_TOKENS, _TEXT_BATCH = 256, 32

@@ -33,7 +33,7 @@ _LOGITS_BYTES = 2**28  # of one pass of the evaluation (strata.evaluate.language
 _SOFTMAX_BYTES = 3 * 2**24  # of 16 MiB of them: picked, their log-softmax, the divergence's terms
 _PEAK_BYTES = 15 * (
     8 + 4 + 8 + 4 * 19
-)  # per latent: its strongest tokens with their windows (strata.evaluate.examples)
+)  # per latent: its strongest tokens with their windows (strata.interpret.examples)
 _FIRING_BYTES = 3 * 28  # of an entry whose peaks are looked for: value, latent, token and key, sorted
 
 
@@ -159,7 +159,7 @@ def evaluation_memory(
 
 
 def examples_memory(saes: Sequence[SAEShape], *, model: ModelInMemory, batch_tokens: int) -> dict[str, float]:
-    """Memory at the peak of finding features' examples (`strata.evaluate.examples`), in bytes, by what it is for; the
+    """Memory at the peak of finding features' examples (`strata.interpret.examples`), in bytes, by what it is for; the
     sum is the whole.
 
     Args:

@@ -23,8 +23,8 @@ def expected_speed(record: Mapping[str, Any]) -> dict[str, Any]:
     if config.model != "demo" and not Path(config.model).is_dir():
         return {}
     from strata.lm.outline import outline
-    from strata.machine.rates import known_rates
     from strata.plan.predicted import predicted
+    from strata.plan.rates import known_rates
 
     try:
         lm = outline(config.model)

@@ -4,7 +4,7 @@ from typing import Any
 
 from strata.costs.flops import sae_step_flops
 from strata.evaluate.run_suites import Suite
-from strata.groups.cost import known_forward_flops
+from strata.lm.flops import known_forward_flops
 from strata.lm.model import LanguageModel
 
 

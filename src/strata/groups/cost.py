@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from strata.costs.flops import sae_step_flops
 from strata.errors import UserError
-from strata.lm.flops import forward_flops_of
-from strata.lm.model import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +50,3 @@ def grouping_cost(d_in: int, *, expansion_factor: int, sae_k: int, forward: floa
         raise UserError(f"`sae_k` must be in [1, {d_sae}], the number of latents. Got {sae_k}. Lower it.")
     step = sae_step_flops(d_in, d_sae, sae_k)
     return GroupingCost(forward=forward, sae_step=step, published_sae_step=10.0 * d_in * d_sae)
-
-
-def known_forward_flops(lm: LanguageModel, sites: list[str], *, context_tokens: int) -> float | None:
-    """FLOPs per token of a forward as far as the deepest site; None where the model's configuration does not tell."""
-    try:
-        return forward_flops_of(lm, sites, context_tokens=context_tokens)
-    except UserError:
-        return None

@@ -9,7 +9,7 @@ from typing import Any
 from strata.activations.distances import LayerSimilarity, layer_similarity, shuffled_rows, streamed_rows
 from strata.activations.source import SiteRows
 from strata.activations.store import Store
-from strata.groups.cost import known_forward_flops
+from strata.lm.flops import known_forward_flops
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenStream
 from strata.log import say

@@ -33,3 +33,11 @@ def _n_blocks(path: str, blocks: list[str]) -> int:
     """How many blocks are run for the output of a module."""
     inside = (number for number, block in enumerate(blocks, 1) if f"{path}.".startswith(f"{block}."))
     return next(inside, len(blocks))
+
+
+def known_forward_flops(lm: LanguageModel, sites: list[str], *, context_tokens: int) -> float | None:
+    """FLOPs per token of a forward as far as the deepest site; None where the model's configuration does not tell."""
+    try:
+        return forward_flops_of(lm, sites, context_tokens=context_tokens)
+    except UserError:
+        return None

@@ -17,9 +17,9 @@ from strata.costs.step import Rates
 from strata.errors import UserError
 from strata.lm.model import LanguageModel
 from strata.log import say
-from strata.machine.calibration import calibrate
-from strata.machine.rates import known_rates
 from strata.plan import collecting, evaluating, grouping, training
+from strata.plan.calibration import calibrate
+from strata.plan.rates import known_rates
 from strata.plan.tables import wrapped
 
 Plannable = TrainConfig | CollectConfig | GroupsConfig | EvaluateConfig

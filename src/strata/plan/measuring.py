@@ -10,7 +10,7 @@ from strata.plan.saes import PlannedSAE, works
 from strata.plan.subject import Subject
 
 _CHOICE = 32  # tokens read for each that is taken (strata.evaluate.held_out_text)
-_SINK_ROWS = 4096  # read before examples are looked for (strata.evaluate.examples)
+_SINK_ROWS = 4096  # read before examples are looked for (strata.interpret.examples)
 _LOSS_BYTES = 44  # per logit: picked 8, their log-softmax 16, the divergence 12, the log-softmax's copy or sum 8
 GROUPING_TOKENS = 100_000
 """Rows on which `--groups auto` measures layers (`strata.groups.of_run`)."""

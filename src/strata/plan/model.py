@@ -10,7 +10,7 @@ from strata.costs.step import Rates
 from strata.errors import UserError
 from strata.lm.flops import forward_flops_of
 from strata.lm.model import LanguageModel
-from strata.machine.rates import forward_key, measured_forward
+from strata.plan.rates import forward_key, measured_forward
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ from strata.atomic import write_json
 from strata.config.train import TrainConfig
 from strata.distributed.ranks import ALONE, Ranks, joined_ranks
 from strata.errors import UserError
-from strata.evaluate.examples import feature_examples
 from strata.evaluate.language_loss import UNDEFINED
 from strata.evaluate.quality import prediction_quality
 from strata.evaluate.suites import by_suite, evaluate_suites
+from strata.interpret.examples import feature_examples
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch
 from strata.log import say

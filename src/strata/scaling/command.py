@@ -14,8 +14,8 @@ from strata.costs.step import SAEShape, step_work
 from strata.errors import UserError
 from strata.lm.loading import chosen_device
 from strata.log import say
-from strata.machine.rates import known_rates
 from strata.out_folder import check_free
+from strata.plan.rates import known_rates
 from strata.scaling.analysis import analyse
 from strata.scaling.files import RECORD, begun, check_same, read_record, start_folder, write_record
 from strata.scaling.memory import most_side_by_side

@@ -18,7 +18,7 @@ from strata.evaluate.held_out_text import held_out_batches
 from strata.evaluate.places import Place, chosen_place, places_of, swept_settings
 from strata.evaluate.run_model import check_weights, language_model_of
 from strata.evaluate.runs import Run, open_run
-from strata.groups.cost import known_forward_flops
+from strata.lm.flops import known_forward_flops
 from strata.lm.model import LanguageModel
 from strata.lm.tokens import TokenBatch
 from strata.log import say

@@ -28,7 +28,7 @@ from strata.lm.text import open_texts
 from strata.lm.tokens import TokenStream
 from strata.log import say
 from strata.machine.hardware import device_bytes, memory_bytes
-from strata.machine.rates import Calibration, forward_key, keep_calibration, machine_name, read_calibration
+from strata.plan.rates import Calibration, forward_key, keep_calibration, machine_name, read_calibration
 from strata.sae.learner import Learner
 
 # (d_in, d_sae, k, rows) of the steps that are timed: they differ in what dominates them
