@@ -1,16 +1,21 @@
 """A hook of mkdocs: a line `<!-- settings: strata.config.train.TrainConfig -->` becomes the table of its flags."""
 
-import ast
-import inspect
 import re
 from dataclasses import MISSING, Field, fields, is_dataclass
-from itertools import pairwise
 from pkgutil import resolve_name
 from typing import Any, get_type_hints
 
-from strata.config.settings import named
+from strata.config.settings import named, said_of
 
 _MARKER = re.compile(r"^<!-- settings: (?P<kind>[\w.]+)(?: behind (?P<prefix>[\w.]+))? -->$", re.MULTILINE)
+
+
+def on_config(config: Any) -> None:
+    """Let blocks of Mermaid be drawn; where its script cannot be fetched the page shows their words."""
+    from pymdownx.superfences import fence_code_format
+
+    fence = {"name": "mermaid", "class": "mermaid", "format": fence_code_format}
+    config["mdx_configs"]["pymdownx.superfences"] = {"custom_fences": [fence]}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -25,24 +30,13 @@ def table(description: type, *, prefix: str = "") -> str:
         description: a dataclass whose fields have docstrings.
         prefix: of its flags, e.g. `sae.`.
     """
-    kinds, said = get_type_hints(description), _docstrings(description)
+    kinds, said = get_type_hints(description), said_of(description)
     lines = ["| flag | |", "|---|---|"]
     for field in fields(description):
         if not is_dataclass(kinds[field.name]):
             flag = f"`--{prefix}{field.name.replace('_', '-')}`"
-            lines.append(f"| {flag} | {said[field.name]}{_kind(kinds[field.name])}{_default(field)} |")
+            lines.append(f"| {flag} | {_cell(said[field.name])}{_kind(kinds[field.name])}{_default(field)} |")
     return "\n".join(lines)
-
-
-def _docstrings(description: type) -> dict[str, str]:
-    """What stands below each field, also those of base classes."""
-    found: dict[str, str] = {}
-    for kind in reversed([kind for kind in description.__mro__ if is_dataclass(kind)]):
-        [body] = [node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef)]
-        for field, text in pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                found[field.target.id] = _cell(str(ast.literal_eval(text.value)))
-    return found
 
 
 def _default(field: Field[Any]) -> str:
@@ -64,6 +58,6 @@ def _kind(kind: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """A docstring in one line, with nothing outside of its code that would be markup."""
-    parts = re.sub(r"\s+", " ", text).strip().replace("|", "\\|").split("`")
+    """A text with nothing outside of its code that would be markup."""
+    parts = text.replace("|", "\\|").split("`")
     return "`".join(part if place % 2 else part.replace("<", "&lt;") for place, part in enumerate(parts))

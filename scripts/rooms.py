@@ -27,13 +27,13 @@ TOGETHER = {
     "config": ("config", "recipes"),
     "grouping": ("grouping", "similarity"),
     "files": ("atomic", "out_folder", "checkpoint", "log", "loggers", "signals", "memory"),
-    "train": ("assignments", "loop", "origins", "prepare", "recording", "train", "training_facts"),
-    "run": ("run", "run_rows"),
+    "assignments": ("assignments", "origins"),
+    "train": ("loop", "prepare", "recording", "train", "training_facts"),
     "cli": ("cli", "flags", "__main__"),
 }
 _ROOM_OF = {name: room for room, names in TOGETHER.items() for name in names}
 # Parts of a folder that belong to a higher layer than the rest of it.
-_PARTS = {"strata.distributed.spread": "train", "strata.distributed.rows": "train"}
+_PARTS = {"strata.distributed.spread": "spread", "strata.distributed.rows": "spread"}
 
 
 def room_of(module: str) -> str:
@@ -64,7 +64,7 @@ def mermaid(rooms: nx.DiGraph) -> str:
     lines = ["```mermaid", "flowchart TD"]
     for level in reversed(range(len(LAYERS))):
         inside = sorted(room for room, its in rooms.nodes(data="layer") if its == level)
-        lines += [f"  subgraph {LAYERS[level][0]}", *(f"    {room}" for room in inside), "  end"]
+        lines += [f"  subgraph layer{level}[{LAYERS[level][0]}]", *(f"    {room}" for room in inside), "  end"]
     lines += [f"  {room} --> {other}" for room, other in sorted(nx.transitive_reduction(rooms).edges)]
     return "\n".join([*lines, "```", ""])
 

@@ -39,27 +39,11 @@ LAYERS = (
     (
         "programs",
         (
-            *(
-                "strata.assignments",
-                "strata.origins",
-                "strata.prepare",
-                "strata.recording",
-                "strata.loop",
-                "strata.train",
-            ),
-            *("strata.run", "strata.run_rows", "strata.run_folder", "strata.collect", "strata.training_facts"),
-            *("strata.distributed.spread", "strata.distributed.rows"),
-            *("strata.groups", "strata.export", "strata.scaling"),
-            *(
-                "strata.evaluate",
-                "strata.interpret",
-                "strata.interactions",
-                "strata.steer",
-                "strata.plan",
-                "strata.doctor",
-                "strata.bench",
-                "strata.distributed",
-            ),
+            *("strata.assignments", "strata.origins", "strata.distributed.spread", "strata.distributed.rows"),
+            *("strata.prepare", "strata.recording", "strata.loop", "strata.train", "strata.training_facts"),
+            *("strata.run", "strata.run_rows", "strata.run_folder", "strata.collect", "strata.export", "strata.groups"),
+            *("strata.evaluate", "strata.interpret", "strata.interactions", "strata.steer"),
+            *("strata.plan", "strata.doctor", "strata.scaling", "strata.bench"),
         ),
     ),
     ("edge", ("strata.cli", "strata.flags", "strata.report", "strata.__main__")),
@@ -189,6 +173,11 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 def test_every_module_has_a_layer() -> None:
     homeless = [m for m in modules() if m != "strata" and layer(m) is None]
     assert not homeless, f"{homeless} have no layer: add them to LAYERS (and to the design's table of rooms)"
+
+
+def test_no_room_stands_in_two_layers() -> None:
+    names = [name for _, names in LAYERS for name in names]
+    assert len(names) == len(set(names))
 
 
 def test_lower_layers_never_import_higher_ones() -> None:

@@ -9,6 +9,7 @@ from inspect import cleandoc
 from types import MappingProxyType
 from typing import Any
 
+from strata.config.settings import said_of
 from strata.errors import UserError, did_you_mean
 
 _PLANNING = "The cost of the following, before it is paid; its own flags, and beside them those of the plan.\n\n"
@@ -57,12 +58,10 @@ def parsed(
 
 def _text_as_paragraphs(description: type) -> None:
     """Give tyro what is said of each setting as one paragraph: by itself it keeps the source's line breaks."""
-    from docstring_parser import parse_from_object
-
-    said = {p.arg_name: p.description for kind in description.__mro__[-2::-1] for p in parse_from_object(kind).params}
+    said = said_of(description)
     for setting in fields(description):
-        if text := said.get(setting.name):
-            setting.metadata = MappingProxyType({**setting.metadata, "help": " ".join(text.split())})
+        if setting.name in said:
+            setting.metadata = MappingProxyType({**setting.metadata, "help": said[setting.name]})
         if isinstance(setting.default_factory, type) and is_dataclass(setting.default_factory):
             _text_as_paragraphs(setting.default_factory)
 

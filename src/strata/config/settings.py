@@ -1,7 +1,7 @@
 """What a frozen description may hold: kinds of values, ranges, unknown names; each complaint one sentence."""
 
 import functools
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
@@ -85,3 +85,12 @@ def names_unknown_settings(cls: type[Described]) -> type[Described]:
 
     described.__init__ = __init__
     return cls
+
+
+def said_of(description: type) -> dict[str, str]:
+    """What is said of each setting of a description, as one paragraph; of nested descriptions not."""
+    from docstring_parser import parse_from_object
+
+    bases = [kind for kind in reversed(description.__mro__) if is_dataclass(kind)]
+    texts = {text.arg_name: text.description for kind in bases for text in parse_from_object(kind).params}
+    return {name: " ".join(text.split()) for name, text in texts.items() if text}
