@@ -252,7 +252,13 @@ def test_an_evaluation_holds_the_logits_of_a_piece_and_what_they_are_compared_wi
     assert rows_alone["logits"] == 0 < rows_alone["encoding"]
 
 
-def test_examples_of_features_grow_with_the_latents() -> None:
+def test_examples_of_features_grow_with_the_firings_of_a_shard() -> None:
     given: dict[str, Any] = {"model": ModelInMemory(), "batch_tokens": 1024}
-    few, many = (examples_memory([SAEShape(d_in=16, d_sae=65_536, k=8)] * n, **given)["examples"] for n in (1, 5))
-    assert many - few == pytest.approx(4 * 65_536 * 1440, rel=0.01)
+    sae = SAEShape(d_in=16, d_sae=65_536, k=8)
+
+    def examples(n_saes: int, *, n_tokens: int) -> float:
+        return examples_memory([sae] * n_saes, n_tokens=n_tokens, **given)["examples"]
+
+    assert examples(5, n_tokens=32_768) - examples(1, n_tokens=32_768) == 4 * 8 * 12 * (32_768 + 1024)
+    assert examples(1, n_tokens=65_536) < examples(1, n_tokens=10**6) + 1, "more text does not wait: it is written"
+    assert examples(1, n_tokens=65_536) > examples(1, n_tokens=8192)

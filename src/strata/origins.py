@@ -17,13 +17,13 @@ def origins(source: RowSource, assignment: Assignment) -> dict[str, Any]:
 def _origin(source: RowSource, assignment: Assignment, site: str) -> dict[str, Any]:
     description = source.describe()
     model, text = description.get("model", {}), description.get("text", {})
-    target = assignment.target_site
+    target, hook = assignment.target_site, _hook_name(site)
     of_target = {} if target is None else {"target_site": target, "hook_name_out": _hook_name(target)}
     return {
         "model_name": model.get("name"),
         "hf_model_name": model.get("name"),
-        "model_class_name": "AutoModelForCausalLM",
-        "hook_name": _hook_name(site),
+        "model_class_name": "HookedTransformer" if hook.startswith("blocks.") else "AutoModelForCausalLM",
+        "hook_name": hook,
         "hook_head_index": None,
         **of_target,
         "site": site,

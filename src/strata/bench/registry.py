@@ -4,13 +4,14 @@ import contextlib
 import importlib.metadata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from strata.bench.contender import Contender, Given
 from strata.bench.own import Strata
 from strata.bench.peers import DictionaryLearning, SAELens, Sparsify
+from strata.config.train import RevivalMethod
 from strata.errors import UserError, did_you_mean
 from strata.lm.precision import fast_dtype
 
@@ -40,10 +41,7 @@ _REVIVED = {"decay_share": 0.3, "window_share": 0.25}
 CONTENDERS: dict[str, Entry] = {
     "strata": Entry(make=Strata, timed_on=_EVERYWHERE),
     "strata-fp32": Entry(make=Strata, settings={"score_dtype": torch.float32}),
-    **{
-        f"strata-{method}": Entry(make=Strata, settings={"revival": method})
-        for method in ("lift", "auxk", "ghost", "resample", "none")
-    },
+    **{f"strata-{method}": Entry(make=Strata, settings={"revival": method}) for method in get_args(RevivalMethod)},
     "saelens": Entry(make=SAELens, distribution=_LENS, timed_on=_EVERYWHERE),
     "saelens-sparse": Entry(make=SAELens, distribution=_LENS, settings={"sparse": True}, timed_on=_EVERYWHERE),
     "saelens-autocast": Entry(

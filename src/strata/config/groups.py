@@ -69,7 +69,8 @@ class GroupsConfig:
         if self.k != "auto":
             require(self.k >= 1, "k", "be at least 1", self.k, 'Or give "auto".')
         if self.threshold != "auto":
-            require(self.threshold > 0, "threshold", "be above 0", self.threshold, "The usual one is 0.2.")
+            rule = "be above 0 and at most 1, as distances are"
+            require(0 < self.threshold <= 1, "threshold", rule, self.threshold, "The usual one is 0.2.")
         if self.budget != "none":
             rule = "be a share of the cost of one SAE per layer, above 0 and at most 1"
             require(0 < self.budget <= 1, "budget", rule, self.budget, "0.5 is half of it.")

@@ -55,8 +55,8 @@ def checked_groups(groups: Iterable[Any], sites: Sequence[str]) -> list[tuple[st
             raise UserError("`groups` must hold at least one layer each. Got an empty one. Leave it out.")
         if places != list(range(places[0], places[0] + len(places))):
             raise UserError(
-                f"`groups` must be of layers side by side, in order. Got {list(layers)}. The layers are"
-                f" {', '.join(sites[:3])} … {sites[-1]}."
+                f"`groups` must be of layers side by side, in order. Got {list(layers)}. Name all"
+                f" layers from {sites[min(places)]} to {sites[max(places)]}, or make several groups of them."
             )
         if group in found:
             raise UserError(f"`groups` must name each group once. Got {group_name(group)} twice. Leave one out.")

@@ -31,10 +31,10 @@ _SLOT_BYTES = 32  # of a row's place in the shuffle buffer or in an epoch's perm
 _RESIDENT = 1.5  # what a forward takes from the system over what is alive in it (measured: the embedded model)
 _LOGITS_BYTES = 2**28  # of one pass of the evaluation (strata.evaluate.language_loss)
 _SOFTMAX_BYTES = 3 * 2**24  # of 16 MiB of them: picked, their log-softmax, the divergence's terms
-_PEAK_BYTES = 15 * (
-    8 + 4 + 8 + 4 * 19
-)  # per latent: its strongest tokens with their windows (strata.interpret.examples)
-_FIRING_BYTES = 3 * 28  # of an entry whose peaks are looked for: value, latent, token and key, sorted
+_SINK_ROWS = 4096  # first rows of every site, from which sinks are told (strata.interpret.examples)
+_SHARD_TOKENS = 65_536  # whose firings wait until they are written (strata.interpret.index_layout)
+_FIRING_BYTES = 12  # of a firing that waits: latent, token and value
+_SORTED_BYTES = 32  # more, of an SAE's that are written: joined, their order, what that is found with, themselves in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,23 +158,32 @@ def evaluation_memory(
     }
 
 
-def examples_memory(saes: Sequence[SAEShape], *, model: ModelInMemory, batch_tokens: int) -> dict[str, float]:
+def examples_memory(
+    saes: Sequence[SAEShape], *, model: ModelInMemory, n_tokens: int, batch_tokens: int
+) -> dict[str, float]:
     """Memory at the peak of finding features' examples (`strata.interpret.examples`), in bytes, by what it is for; the
     sum is the whole.
+
+    The firings of all SAEs wait until a shard of the text is full; then they are sorted and written, one SAE's after
+    the other's. Before the first, the rows from which sinks are told are in memory, of all sites.
 
     Args:
         saes: all of the run, which are looked at in one pass (those of a sweep one after the other: it is at most so
             much).
         model: the language model, with a pass of it on a batch.
+        n_tokens: of the text.
         batch_tokens: of a batch.
     """
-    found = _PEAK_BYTES * sum(sae.n_sites * sae.d_sae for sae in saes)
-    sorting = [2.0 * _PEAK_BYTES * sae.d_sae + _FIRING_BYTES * batch_tokens * sae.k for sae in saes]
-    encoding = [_encoding(sae, batch_tokens) for sae in saes]
+    n_waiting = min(n_tokens, _SHARD_TOKENS)
+    n_active = sum(sae.n_sites * sae.k for sae in saes)
+    telling = 4.0 * min(n_tokens, _SINK_ROWS) * sum(sae.n_sites * sae.d_in for sae in saes)
+    encoding = max((_encoding(sae, batch_tokens) for sae in saes), default=0.0)
+    sorting = _SORTED_BYTES * n_waiting * max((sae.k for sae in saes), default=0)
+    firings = _FIRING_BYTES * n_active * (n_waiting + batch_tokens)
     return {
         **_beside(model),
         "finished SAEs": sum(map(weight_bytes, saes)),
-        "examples": found + max(sorting, default=0.0) + max(encoding, default=0.0),
+        "examples": max(telling, firings + max(encoding, sorting)),
     }
 
 

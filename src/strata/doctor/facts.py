@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from strata.doctor.expectation import described_sae, mapping
 from strata.sae.optim import Schedule
+from strata.sae.rules.registry import has_penalty
 
 Source = Literal["stream", "memory", "store"]
 
-_STEERED = ("jumprelu", "relu", "gated")
 _MODES: dict[str, Source] = {"stream": "stream", "collected": "memory", "store": "store"}
 _LEAST_BUFFER = 65_536
 
@@ -173,7 +173,7 @@ def _sae_facts(told: Mapping[str, Any]) -> SAEFacts:
         architecture=architecture,
         revival=told.get("revival"),
         centring=bool(told.get("centring", True)),
-        steered=architecture in _STEERED and told.get("sparsity_coefficient", "auto") == "auto",
+        steered=has_penalty(architecture) and told.get("sparsity_coefficient", "auto") == "auto",
         transcodes=bool(told.get("transcodes")) or told.get("target_site") is not None,
     )
 

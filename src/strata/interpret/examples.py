@@ -104,9 +104,9 @@ def _index(
     lm: LanguageModel, saes: Mapping[str, SAE], batches: Sequence[TokenBatch], folder: Path, *, lm_dtype: str
 ) -> FeatureIndex:
     """Where every latent fires, without what an index of a run keeps beside that."""
-    n_sequences, seq = sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.shape[1]
     encoder = Encoder(lm, saes, lm_dtype=lm_dtype)
     encoder.tell_sinks(collect(lm, batches, sites=list(saes), lm_dtype=lm_dtype, n_tokens=_SINK_ROWS))
+    n_sequences, seq = sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.shape[1]
     d_saes = {site: sae.d_sae for site, sae in saes.items()}
     writer = IndexWriter(folder, d_saes, sequence_tokens=seq, vocabulary_size=lm.vocabulary_size)
     for batch in cut(batches, n_sequences, at=shard_sequences(seq)):

@@ -4,11 +4,12 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from strata.activations.harvest import forward_dtype, harvest, token_stream
@@ -232,13 +233,21 @@ class Encoder:
     def codes(self, batch: TokenBatch, rows: SiteRows) -> dict[str, tuple[SparseCode, Int[Tensor, " _"]]]:
         """For each SAE its code and the rows' places in the flattened batch."""
         is_row = batch.is_row.reshape(-1).nonzero().squeeze(1)
-        kept = {site: (~self._sinks[site].is_sink(x)).nonzero().squeeze(1) for site, x in rows.items()}
+        kept = {site: self._no_sinks(site, x) for site, x in rows.items()}
         found: dict[str, tuple[SparseCode, Int[Tensor, " _"]]] = {}
         for key, sae in self._saes.items():
             site = self._site[key]
             x = rows[site] if len(kept[site]) == len(rows[site]) else rows[site][kept[site]]
             found[key] = (sae.encode_sparse(x.to(sae.device)), is_row[kept[site].cpu()].to(sae.device))
         return found
+
+    def _no_sinks(self, site: str, x: Float[Tensor, "rows d_in"]) -> Int[Tensor, " kept"]:
+        """Places of the rows that are no sinks; what these are told by goes to where the rows are."""
+        told = self._sinks[site]
+        if told.median.device != x.device:
+            told = replace(told, mean=told.mean.to(x.device), median=told.median.to(x.device))
+            self._sinks[site] = told
+        return (~told.is_sink(x)).nonzero().squeeze(1)
 
 
 def _n_shards(folder: Path, saes: Mapping[str, SAE]) -> int:

@@ -149,8 +149,8 @@ def adam_latents(
             along = _gradient(
                 weight, rows, amounts, first, last, inputs, beside, whole, own, latent, n_rows, d, UNIT, E, D
             )
-            tl.debug_barrier()
             passed = (now - tl.load(last_step + latent)).to(tl.float32)
+            tl.debug_barrier()  # before another thread writes the step or reads the scratch
             keep_first, keep_second = tl.exp2(passed * LOG_FIRST), tl.exp2(passed * LOG_SECOND)
             squares = _step(
                 weight, first_moment, second_moment, own, latent, d, along, keep_first, keep_second,

@@ -13,7 +13,7 @@ from strata.plan.ways import Ways
 
 _NEARLY = 1.05  # ways within 5 % count as equally fast: the simpler, then the more exact one is advised
 _WAYS_OUT = {
-    "language model": "Take a machine or device with more memory: a model spread over several is not built yet.",
+    "language model": "Take a machine or device with more memory, or --lm-dtype bf16.",
     "forward": "Lower sae.text_batch_size or context_tokens.",
     "rows": "Lower n_tokens where rows are kept in memory, else buffer_tokens.",
     "joining of rows": "Lower n_tokens, or stream.",

@@ -8,7 +8,7 @@ from strata.durations import Duration
 from strata.plan.saes import PlannedSAE
 from strata.plan.subject import Subject
 
-_SAMPLE_ROWS = 65_536  # from which an SAE starts (strata.train)
+_SAMPLE_ROWS = 65_536  # from which an SAE starts (strata.prepare)
 _CHECKED_BYTES_PER_SECOND = 5e8  # serialised, and its checksum taken: an assumption
 
 

@@ -93,7 +93,7 @@ def evaluating_memory(
         weight_bytes=model.weight_bytes, forward_bytes=model.forward_bytes(n_tokens=batch_tokens, n_numbers=n_numbers)
     )
     if examples:
-        phases.append(examples_memory(shapes, model=passing, batch_tokens=batch_tokens))
+        phases.append(examples_memory(shapes, model=passing, n_tokens=n_tokens, batch_tokens=batch_tokens))
     rows = max((n_tokens * 4.0 * (2 * one.d_in + _TARGET_COPIES * one.d_out) for one in shapes if one.d_out), default=0)
     if rows:  # transcoders are compared on all held-out rows at once
         compared = evaluation_memory(shapes, model=passing, piece_tokens=batch_tokens, n_pieces=1, vocabulary_size=0)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from strata.assignments import Assignment
 from strata.config.train import SAEConfig
 from strata.costs.step import Rates, SAEShape, StepWork, step_work
-
-_WITHOUT_TERM = ("none", "resample")  # revival methods that add nothing to a step
+from strata.sae.revival import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ def planned_sae(
         d_out=None if target_site is None else widths[target_site],
         skip=skip,
     )
-    return PlannedSAE(sites=tuple(sites), shape=shape, revives=config.revival_method() not in _WITHOUT_TERM)
+    return PlannedSAE(sites=tuple(sites), shape=shape, revives=config.revival_method() in METHODS)
 
 
 def planned_saes(assignments: Mapping[str, Assignment], widths: Mapping[str, int]) -> list[PlannedSAE]:

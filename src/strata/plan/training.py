@@ -23,8 +23,8 @@ from strata.plan.tables import groups_table, listed, machine_line, parts_table, 
 from strata.plan.ways import Ways, ways_of
 
 _SEVERAL = (
-    "Training over several devices is not built yet. These columns spread SAEs over devices and the language model's"
-    " tokens evenly, and count no exchange of rows: the least that it can take."
+    "These columns spread SAEs over devices and the language model's tokens evenly, as `--parallel saes` does, and"
+    " count no exchange of rows: the least that it can take."
 )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from strata.activations.store import Store
 from strata.atomic import as_json, read_object, write_json
 from strata.config.scaling import ScalingConfig
 from strata.errors import UserError
+from strata.machine.versions import versions
 from strata.out_folder import begin_folder
 
 RECORD = "scaling.json"
@@ -39,7 +39,7 @@ def begun(config: ScalingConfig, store: Store, *, n_held_out: int) -> dict[str, 
             "points": [],
             "trainings": [],
             "fit": None,
-            "versions": {name: _version(name) for name in _LIBRARIES},
+            "versions": versions(_LIBRARIES),
         }
     )
 
@@ -106,10 +106,3 @@ def _dated(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _damaged(path: Path) -> UserError:
     return UserError(f"`out` must be the folder of a sweep. {path} is damaged. Start another with --out.")
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None

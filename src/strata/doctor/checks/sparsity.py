@@ -5,6 +5,7 @@ from statistics import mean
 from strata.doctor.findings import Finding, Severity
 from strata.doctor.record import Points, Record
 from strata.doctor.words import number, percent
+from strata.sae.rules.registry import has_penalty
 
 _OFF = 0.1  # recorded runs end within 5 %
 _FAR_OFF = 0.5
@@ -20,7 +21,7 @@ def l0_off_target(run: Record) -> list[Finding]:
             continue
         if sae.steered:
             finding = _steered(run, key, l0, k=sae.k)
-        elif sae.architecture in ("jumprelu", "relu", "gated"):
+        elif has_penalty(sae.architecture):
             finding = _fixed(key, l0, k=sae.k)
         else:
             finding = _too_few(run, key, l0, k=sae.k) or _held_out(run, key, k=sae.k)

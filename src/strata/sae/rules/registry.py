@@ -6,6 +6,7 @@ from strata.sae.rules.gated import Gated
 from strata.sae.rules.jumprelu import JumpReLU
 from strata.sae.rules.matryoshka import Matryoshka
 from strata.sae.rules.relu import ReLU
+from strata.sae.rules.threshold import ThresholdRule
 from strata.sae.rules.topk import BatchTopK, TopK
 
 RULES: dict[str, type[Rule]] = {
@@ -16,6 +17,11 @@ RULES: dict[str, type[Rule]] = {
     "relu": ReLU,
     "gated": Gated,
 }
+
+
+def has_penalty(architecture: str) -> bool:
+    """Whether a sparsity coefficient decides its L0, steered or fixed; False of an architecture that is not known."""
+    return issubclass(RULES.get(architecture, Rule), ThresholdRule)
 
 
 def make_rule(config: SAEConfig, *, d_sae: int) -> Rule:
