@@ -259,6 +259,6 @@ def test_examples_of_features_grow_with_the_firings_of_a_shard() -> None:
     def examples(n_saes: int, *, n_tokens: int) -> float:
         return examples_memory([sae] * n_saes, n_tokens=n_tokens, **given)["examples"]
 
-    assert examples(5, n_tokens=32_768) - examples(1, n_tokens=32_768) == 4 * 8 * 12 * (32_768 + 1024)
+    assert examples(5, n_tokens=32_768) - examples(1, n_tokens=32_768) == 4 * 8 * 20 * (32_768 + 1024)
     assert examples(1, n_tokens=65_536) < examples(1, n_tokens=10**6) + 1, "more text does not wait: it is written"
     assert examples(1, n_tokens=65_536) > examples(1, n_tokens=8192)

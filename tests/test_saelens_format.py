@@ -307,3 +307,38 @@ def test_topk_scaled_by_the_decoder_norm_as_saelens_does(tmp_path):
     theirs, again, x = sae_lens.SAE.load_from_disk(str(tmp_path)), SAE.load(tmp_path), inputs(sae, 500)
     torch.testing.assert_close(again.encode(x), theirs.encode(x), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(again(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.saelens
+def test_saelens_evaluates_it_in_the_model(tmp_path):
+    """As docs/export.md says: the model from the Hugging Face library, the hook by its module's path."""
+    sae_lens = pytest.importorskip("sae_lens")
+    from datasets import Dataset
+    from sae_lens.evals import EvalConfig, run_evals
+    from sae_lens.load_model import load_model
+    from sae_lens.training.activation_scaler import ActivationScaler
+
+    import strata
+
+    code = "".join(f"def add{i}(a, b):\n    return a + b * {i}\n\n" for i in range(400))
+    lm = strata.LanguageModel("demo")
+    config = strata.SAEConfig(expansion_factor=4, k=16, batch_size=512)
+    lm.train_sae(dataset=[code], site="layers.3", config=config).save(tmp_path / "sae")
+    theirs = sae_lens.SAE.load_from_disk(str(tmp_path / "sae"))
+    assert theirs.cfg.metadata.model_class_name == "HookedTransformer"
+    theirs.cfg.metadata.hook_name = lm.site("layers.3").path
+    lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
+    model = load_model("AutoModelForCausalLM", str(tmp_path / "model"), device="cpu")
+    rows = sae_lens.ActivationsStore.from_sae(
+        *(model, theirs), dataset=Dataset.from_dict({"text": [code] * 4}), streaming=False, device="cpu",
+        context_size=64, store_batch_size_prompts=4, n_batches_in_buffer=4,
+    )  # fmt: skip
+    asked = EvalConfig(
+        batch_size_prompts=2, n_eval_reconstruction_batches=2, compute_ce_loss=True, compute_sparsity_metrics=True,
+        n_eval_sparsity_variance_batches=2, compute_variance_metrics=True,
+    )  # fmt: skip
+    found, _ = run_evals(theirs, rows, model, ActivationScaler(), asked)
+    assert found["sparsity"]["l0"] == pytest.approx(16, abs=0.1)
+    assert found["reconstruction_quality"]["explained_variance"] > 0.5
+    assert found["model_performance_preservation"]["ce_loss_score"] > 0.5

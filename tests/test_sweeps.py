@@ -340,6 +340,7 @@ def test_a_store_is_trained_without_its_language_model(
     assert record["model"]["weights_sha256"]
     assert lines(tmp_path / "run")[-1]["held_out"]["layers.1"]["fvu"] > 0
     assert trained.saes["layers.1"].metadata["hook_name"] == "blocks.1.hook_resid_post"
+    assert trained.saes["layers.1"].metadata["model_class_name"] == "HookedTransformer", "which knows that hook"
 
 
 def test_stores_take_sweeps_transcoders_and_all_their_sites(store: Path, tmp_path: Path) -> None:

@@ -196,7 +196,9 @@ def _flags(command: str, description: str, *, word: str = "", flag: str = "", ne
     def parse(words: Sequence[str], *, plan: bool = False) -> Any:
         given = [flag, *words] if flag and words and not words[0].startswith("-") else list(words)
         if needs and not {flag, "-h", "--help"} & {one.split("=")[0] for one in given}:
-            raise UserError(f"`strata {command}` needs {needs}. Write strata {command} {word.removesuffix('...')}.")
+            raise UserError(
+                f"`strata {command}` needs {needs} before its flags. Write strata {command} {word.removesuffix('...')}."
+            )
         kind = resolve_name(description)
         default = None if needs else kind()
         return parsed(kind, given, command=command, usage=f"{command} {word}".strip(), default=default, plan=plan)

@@ -20,7 +20,7 @@ from strata.sae.rules.registry import RULES
 PROCESS_BYTES = 430e6
 """Of an interpreter with torch, transformers, strata, one model's code and a tokenizer (measured: x86, Linux)."""
 
-_SAMPLE_ROWS = 65_536  # from which a normalisation is estimated (strata.train)
+_SAMPLE_ROWS = 65_536  # from which a normalisation is estimated (strata.prepare)
 _SAMPLE_COPIES = 3  # of them at once: those that are no sinks, centred, squared (strata.sae.normalization)
 _CHUNK_BYTES = 24 * 2**20  # of scores at a time (strata.kernels.pytorch)
 _GUESS_BYTES = 256 * (4 + 16)  # per latent: scores of 256 rows, and what torch sorts them with (strata.kernels.select)
@@ -33,7 +33,7 @@ _LOGITS_BYTES = 2**28  # of one pass of the evaluation (strata.evaluate.language
 _SOFTMAX_BYTES = 3 * 2**24  # of 16 MiB of them: picked, their log-softmax, the divergence's terms
 _SINK_ROWS = 4096  # first rows of every site, from which sinks are told (strata.interpret.examples)
 _SHARD_TOKENS = 65_536  # whose firings wait until they are written (strata.interpret.index_layout)
-_FIRING_BYTES = 12  # of a firing that waits: latent, token and value
+_FIRING_BYTES = 12 * 1.25 + 5  # that waits: latent, token, value; what lies free between them (measured); its file
 _SORTED_BYTES = 32  # more, of an SAE's that are written: joined, their order, what that is found with, themselves in it
 
 
