@@ -197,7 +197,8 @@ def _flags(command: str, description: str, *, word: str = "", flag: str = "", ne
         given = [flag, *words] if flag and words and not words[0].startswith("-") else list(words)
         if needs and not {flag, "-h", "--help"} & {one.split("=")[0] for one in given}:
             raise UserError(
-                f"`strata {command}` needs {needs} before its flags. Write strata {command} {word.removesuffix('...')}."
+                f"`strata {command}` needs {needs}, named before its flags. Write strata {command}"
+                f" {word.removesuffix('...')}."
             )
         kind = resolve_name(description)
         default = None if needs else kind()

@@ -29,7 +29,17 @@ class NotNeighboursError(UserError):
 
 
 def layer_distances(lm: Any, texts: Any, *, n_tokens: int = 100_000, **options: Any) -> Float[Tensor, "layers layers"]:
-    """Angular distances of all layers of a language model: see `strata.activations.distances.measured_similarity`."""
+    """Angular distances of all layers of a language model: see `strata.activations.distances.measured_similarity`.
+
+    Args:
+        lm: the language model.
+        texts: as `strata.collect_activations` takes them.
+        n_tokens: to look at; the first tenth gives the means.
+        **options: of the function named.
+
+    Returns:
+        d [L L], in units of π: 0 is the same direction, 1 the opposite one.
+    """
     from strata.activations.distances import measured_similarity
 
     return measured_similarity(lm, texts, n_tokens=n_tokens, cka=False, **options).angular
@@ -68,7 +78,9 @@ def partition(distances: Distances, n_groups: int, method: str = "minmax") -> Gr
 def partitions(distances: Distances, method: str = "minmax") -> list[Groups | None]:
     """The partitions into 1, 2, … L groups; None where "published" gives none of neighbours.
 
-    Arguments and errors else as of `partition`.
+    Args:
+        distances: d [L L].
+        method: as of `partition`, whose errors this raises too.
     """
     d = checked_distances(distances)
     return [_partition_or_none(d, n_groups, method) for n_groups in range(1, len(d) + 1)]
@@ -101,7 +113,15 @@ def amad(distances: Distances, groups: Sequence[Sequence[int]]) -> float:
 
 
 def worst_diameter(distances: Distances, groups: Sequence[Sequence[int]]) -> float:
-    """The largest distance within any group; 0 if all are single layers. Arguments and errors as of `amad`."""
+    """The largest distance within any group; 0 if all are single layers.
+
+    Args:
+        distances: d [L L].
+        groups: of layers' numbers; every layer in exactly one.
+
+    Raises:
+        UserError: as of `amad`.
+    """
     return max(_diameters_of(distances, groups))
 
 

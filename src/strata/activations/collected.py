@@ -68,7 +68,14 @@ class Activations(Mapping[str, Tensor]):
     def shuffled(
         self, *, batch_size: int, n_epochs: int, seed: int, reads: Sequence[str | Group] | None = None
     ) -> "_ShuffledRows":
-        """The rows in a new random order every epoch."""
+        """The rows in a new random order every epoch.
+
+        Args:
+            batch_size: rows of a batch.
+            n_epochs: passes over the rows.
+            seed: of the orders.
+            reads: sites and groups of layers that are wanted; None is all sites.
+        """
         draws = Draws(self.sites if reads is None else reads, seed=seed)
         return _ShuffledRows(self._rows, draws, batch_size=batch_size, n_epochs=n_epochs, seed=seed)
 

@@ -292,7 +292,13 @@ class LanguageModel:
     def attach(
         self, saes: Mapping[str, Attachable], *, keep_error: bool = False, mask: Bool[Tensor, "batch seq"] | None = None
     ) -> AbstractContextManager[Attachment]:
-        """The model with SAEs in it; a context manager that yields an `Attachment`: see `strata.lm.attach.attach`."""
+        """The model with SAEs in it; a context manager that yields an `Attachment`: see `strata.lm.attach.attach`.
+
+        Args:
+            saes: by site; what comes out of each takes the place of the site's activations.
+            keep_error: add what the SAE leaves out, so that the model computes what it would without SAEs.
+            mask: True where activations are replaced; None is everywhere.
+        """
         return attach(self.model, self._site_map, saes, keep_error=keep_error, mask=mask)
 
     def train_sae(
@@ -304,16 +310,27 @@ class LanguageModel:
         config: "SAEConfig",
         **options: Any,
     ) -> "SAE":
-        """Train an SAE on activations at a site (None: the middle layer), streaming: see `strata.train.train_suite`.
+        """Train an SAE on activations at a site, streaming: see `strata.train.train_suite`.
 
-        With `target_site` it is a transcoder, which predicts the activations there; `skip=True` adds a skip connection.
+        Args:
+            dataset: texts (a list, an iterator, a path, a Hugging Face dataset or its id, "stdlib") or token ids.
+            site: whose activations; None is the middle layer.
+            target_site: makes a transcoder, which predicts the activations there.
+            config: the SAE, and how it is trained.
+            **options: of `train_suite`: ``n_tokens``, ``skip`` (a skip connection), ``recording``, ``progress`` ...
         """
         from strata.train import train_at_site
 
         return train_at_site(self, dataset, site, target_site=target_site, config=config, **options)
 
     def top_features(self, text: str, sae: Any, **options: Any) -> Any:
-        """The features of an SAE that are strongest on a text: see `strata.interpret.text_features.top_features`."""
+        """The features of an SAE that are strongest on a text: see `strata.interpret.text_features.top_features`.
+
+        Args:
+            text: to be looked at.
+            sae: of a site of this model.
+            **options: of the function named.
+        """
         from strata.interpret.text_features import top_features
 
         return top_features(self, text, sae, **options)

@@ -77,19 +77,51 @@ class GroupSAE(nn.Module):
         return found
 
     def encode(self, x: Tensor, site: str | None = None) -> Tensor:
-        """Latents of activations x of a layer, as `SAE.encode`; UserError without the layer's name."""
+        """Latents of activations of a layer, as `SAE.encode`.
+
+        Args:
+            x: activations [... d_in], in the model's own scale.
+            site: the layer that they are of, one of `sites`.
+
+        Raises:
+            UserError: no layer, or one that is not in the group.
+        """
         return self._named(site).encode(x)
 
     def encode_sparse(self, x: Tensor, site: str | None = None) -> SparseCode:
-        """The same as a code; UserError without the layer's name."""
+        """The same as a code.
+
+        Args:
+            x: activations [... d_in].
+            site: their layer.
+
+        Raises:
+            UserError: as of `encode`.
+        """
         return self._named(site).encode_sparse(x)
 
     def decode(self, latents: Tensor | SparseCode, site: str | None = None) -> Tensor:
-        """Reconstruction at a layer; UserError without its name."""
+        """Reconstruction at a layer.
+
+        Args:
+            latents: [... d_sae], or a code.
+            site: the layer whose scale the reconstruction shall have.
+
+        Raises:
+            UserError: as of `encode`.
+        """
         return self._named(site).decode(latents)
 
     def forward(self, x: Tensor, site: str | None = None) -> Tensor:
-        """Reconstruction of activations x of a layer; UserError without its name."""
+        """Reconstruction of activations of a layer.
+
+        Args:
+            x: activations [... d_in].
+            site: their layer.
+
+        Raises:
+            UserError: as of `encode`.
+        """
         return self._named(site)(x)
 
     def save(self, folder: str | Path) -> None:
