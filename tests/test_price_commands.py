@@ -78,6 +78,9 @@ def test_the_plan_of_a_run_is_that_of_its_flags(
         (["plan", "--n-devices", "0"], "`n_devices` must be at least 1"),
         (["plan", "--hardware", "h100", "--calibrate"], "for this machine alone"),
         (["train", "--sae.k", "0"], "strata: `SAEConfig.k` must be at least 1. Got 0."),
+        (["train", "--sae.k", "many"], "strata: `--sae.k` must be a whole number. Got 'many'."),
+        (["train", "--sae.lr", "fast"], "strata: `--sae.lr` must be a number or auto. Got 'fast'."),
+        (["groups", "--threshold", "7"], "`threshold` must be above 0 and at most 1, as distances are. Got 7.0."),
     ],
 )
 def test_mistakes_end_in_a_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,9 +19,10 @@ pytest.importorskip("triton", reason="the extra `triton` is not installed")
 HERE = Path(__file__).parent
 
 
-def run_cases(**environment: str) -> None:
+def run_cases(marked: str = "", **environment: str) -> None:
     """Run tests/triton_cases.py in a process of its own: the interpreter is chosen when Triton is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "triton_cases.py")]
+    command += ["-m", marked]
     given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     given.pop("PYTEST_XDIST_WORKER", None)
     done = subprocess.run(command, env=given, cwd=HERE.parent, capture_output=True, text=True)
@@ -29,7 +30,12 @@ def run_cases(**environment: str) -> None:
 
 
 def test_cases_under_the_interpreter():
-    run_cases(TRITON_INTERPRET="1")
+    run_cases("not slow", TRITON_INTERPRET="1")
+
+
+@pytest.mark.slow
+def test_the_other_cases_under_the_interpreter():
+    run_cases("slow", TRITON_INTERPRET="1")
 
 
 @pytest.mark.gpu

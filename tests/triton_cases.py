@@ -303,7 +303,12 @@ class TestSteps:
         return torch.randn(8, 5, generator=torch.Generator(DEVICE).manual_seed(10)) + 2
 
     @pytest.mark.parametrize(
-        ("architecture", "dense_share"), [*((name, 1.0) for name in ARCHITECTURES), ("jumprelu", 0.0)]
+        ("architecture", "dense_share"),
+        [
+            *((name, 1.0) for name in ("topk", "batchtopk", "jumprelu", "gated")),
+            *(pytest.param(name, 1.0, marks=pytest.mark.slow) for name in ("matryoshka", "relu")),
+            ("jumprelu", 0.0),
+        ],
     )
     def test_steps_equal_those_of_pytorchs_kernels(self, architecture, dense_share, monkeypatch):
         found = {}
@@ -396,7 +401,7 @@ class TestNobodyWaits:
     @pytest.mark.parametrize(
         ("architecture", "settings"),
         [
-            *((architecture, {}) for architecture in ("matryoshka", "jumprelu", "relu", "gated")),
+            *(pytest.param(name, {}, marks=pytest.mark.slow) for name in ("matryoshka", "jumprelu", "relu", "gated")),
             ("jumprelu", {"dense_share": 0.0}),
             ("batchtopk", {"kind": "transcoder", "micro_rows": 2}),
             ("topk", {"kind": "group", "revival": "ghost"}),

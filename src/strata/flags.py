@@ -12,6 +12,16 @@ from typing import Any
 from strata.config.settings import said_of
 from strata.errors import UserError, did_you_mean
 
+# What Python and tyro say of a word of the wrong kind, and the kinds as people call them.
+_KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "STR": "a word"}
+_NUMBERS = {
+    r"invalid literal for int\(\) with base 10": _KINDS["INT"],
+    "could not convert string to float": _KINDS["FLOAT"],
+}
+_WRONG_KIND = re.compile(
+    r"Error parsing (?P<flag>--\S+): no type matching (?P<kinds>\S+) could be instantiated from"
+    r" \[(?P<given>.*?)\]\. Got errors:"
+)
 _PLANNING = "The cost of the following, before it is paid; its own flags, and beside them those of the plan.\n\n"
 
 
@@ -93,6 +103,11 @@ def _one_sentence(complaint: str, descriptions: Sequence[type], *, command: str)
         known = [flag for description in descriptions for flag in _flags(description)]
         near = did_you_mean(name, known).split(" Known are:")[0]
         return f"Unknown flag {name}.{near} `strata {command} --help` lists all."
+    if wrong := _WRONG_KIND.match(body):
+        kinds = [_KINDS.get(kind, kind.strip("{}")) for kind in wrong["kinds"].split("|")]
+        body = f"`{wrong['flag']}` must be {' or '.join(kinds)}. Got {wrong['given']}"
+    for said, kind in _NUMBERS.items():
+        body = re.sub(rf"^Error parsing (--\S+): {said}: ", rf"`\1` must be {kind}. Got ", body)
     body = re.sub(r"^Error parsing \w+: ", "", body)  # what follows is the description's own sentence
     return f"{body.rstrip('.')}. `strata {command} --help` explains the flags."
 

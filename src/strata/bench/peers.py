@@ -175,7 +175,7 @@ class Sparsify:
         return dense.scatter_(1, encoded.top_indices, encoded.top_acts).float()
 
     @contextlib.contextmanager
-    def _weights_as_saved(self) -> Generator[None]:
+    def _weights_as_saved(self) -> Generator[None, None, None]:
         """Schedule-free optimisers train at one point and save another, as its `save` does. There and back rounds, so
         the weights are put back as they were.
         """
@@ -294,7 +294,7 @@ class _Sequences:
 
 
 @contextlib.contextmanager
-def silence() -> Generator[None]:
+def silence() -> Generator[None, None, None]:
     """Without what a peer prints."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

@@ -74,7 +74,7 @@ def answer_margins(lm: LanguageModel, prompts: Prompts, edits: Mapping[str, Edit
 
 
 @contextmanager
-def _edited(lm: LanguageModel, edits: Mapping[str, Edit], *, batch: int, seq: int) -> Generator[None]:
+def _edited(lm: LanguageModel, edits: Mapping[str, Edit], *, batch: int, seq: int) -> Generator[None, None, None]:
     def hook(site: str, edit: Edit) -> Callable[..., Any]:
         def replace(module: Any, args: Any, output: Any) -> Any:
             own = first_tensor(output)

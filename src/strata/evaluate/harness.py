@@ -76,7 +76,7 @@ def run_lm_eval(
 
 
 @contextmanager
-def replaced_tokens(lm: LanguageModel, saes: Mapping[str, Attachable]) -> Generator[None]:
+def replaced_tokens(lm: LanguageModel, saes: Mapping[str, Attachable]) -> Generator[None, None, None]:
     """The model with SAEs at every token that is no special one, whatever passes follow: each has its own mask.
 
     Special tokens keep the model's own activations, as in training and evaluation, where they are never rows. Pads need
