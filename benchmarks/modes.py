@@ -7,7 +7,7 @@ with random weights (24 layers of width 512). Measured in turn in one process, m
 collected rows in memory and from a store on disk, the truncated forward alone per step's worth of tokens, and training
 while streaming. Pre-collected should cost at most 5 % more than the step, streaming at most 10 % more than forward and
 step together. Then the ratio streaming / pre-collected is 1 + forward/step; the last lines compute it for other models
-from FLOPs (design, section 5), at equal FLOP rates.
+from FLOPs, at equal FLOP rates.
 """
 
 import argparse

@@ -421,5 +421,5 @@ def test_a_bare_interruption_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setitem(cli.COMMANDS, "groups", cli.Command(lambda words: words, run))
     assert main(["groups", "demo"]) == 130
     assert capsys.readouterr().err == (
-        "strata: interrupted. The same command goes on where it was; strata train does with --resume.\n"
+        "strata: interrupted. The same command goes on where it was, `strata train` with --resume.\n"
     )

@@ -1,4 +1,4 @@
-"""The public contract, as a user would type it: names, arguments, shapes and promises (design, section 4)."""
+"""The public contract, as a user would type it: names, arguments, shapes and promises."""
 
 import json
 import sysconfig

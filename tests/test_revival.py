@@ -1,4 +1,4 @@
-"""Revival terms against autograd, and the identities that define them (design, section 5)."""
+"""Revival terms against autograd, and the identities that define them."""
 
 import pytest
 import torch

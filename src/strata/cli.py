@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"strata: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        said = str(stopped) or "interrupted. The same command goes on where it was; strata train does with --resume."
+        said = str(stopped) or "interrupted. The same command goes on where it was, `strata train` with --resume."
         print(f"strata: {said}", file=sys.stderr)
         return getattr(stopped, "exit_code", 130)
 

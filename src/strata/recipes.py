@@ -1,7 +1,7 @@
 """Recipes: functions that return a run's description. The first word after `strata train` names one.
 
 A docstring states the command, the hardware, the time and the numbers to expect. What was not measured is marked
-"predicted", and computed from the cost formulas of the design (section 5) under these assumptions: one H100 that
+"predicted", and computed from the formulas of `strata.costs` under these assumptions: one H100 that
 reaches 40 % of 990 TFLOP/s in bf16 for all products, the language model's up to its last site and the SAE's dense one;
 beside that the optimiser's memory traffic, 24 bytes per weight and step at 3.35 TB/s, with nothing overlapping. Reading
 text and evaluating are not in it. Memory is 12 bytes per weight of the SAEs (weights and Adam) and 2 per parameter of

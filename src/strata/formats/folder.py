@@ -133,9 +133,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return read_object(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(
-            f"An SAE's folder must hold {path.name}. {path.parent} holds none. Is it the folder of an SAE?"
-        ) from error
+        inside = sorted(one.parent for one in path.parent.glob(f"sae/**/{path.name}"))
+        way_out = f"Its SAEs are {inside[0]} and so on: give one." if inside else "Is it the folder of an SAE?"
+        raise UserError(f"An SAE's folder must hold {path.name}. {path.parent} holds none. {way_out}") from error
     except OSError as error:
         raise UserError(f"{path} must be readable. It is not: {error.strerror}. Change its permissions.") from error
     except ValueError as error:

@@ -62,7 +62,7 @@ def losses(
     *,
     z_target: Outputs | None = None,
 ) -> Losses:
-    """The loss of one step without revival (design, section 5).
+    """The loss of one step without revival.
 
     Args:
         objective: the gate and its constants.

@@ -113,7 +113,7 @@ def _page(found: dict[str, Any], title: str, plots: dict[str, str]) -> str:
             ("Text", f"{text['data']}, held-out documents"),
             *models,
             ("Context", f"{text['context_tokens']} tokens"),
-            ("Date", found["date"]),
+            ("Date", str(found["date"])[:10]),
         ],
         "plots": [Markup(plot) for plot in plots.values()],
         "left_out": left_out(found),

@@ -109,7 +109,7 @@ def _costs(found: Found) -> Table:
     ]
     return Table(
         "Cost of training",
-        "FLOPs are counted (design: 2·d·h + 10·k·d for each row and SAE; the language model's blocks up to the deepest"
+        "FLOPs are counted (2·d·h + 10·k·d for each row and SAE; the language model's blocks up to the deepest"
         " site), seconds measured."
         + (
             " * trained side by side with others: its share of their SAE seconds, by FLOPs; alone it would have needed"

@@ -62,7 +62,7 @@ def page_of(record: dict[str, Any], pictures: dict[str, str]) -> str:
     content = {
         "kind": "interactions",
         "title": about["run"],
-        "about": [("SAEs", ", ".join(record["keys"])), ("Rows", f"{n_rows:,}"), ("Date", about["date"])],
+        "about": [("SAEs", ", ".join(record["keys"])), ("Rows", f"{n_rows:,}"), ("Date", about["date"][:10])],
         "counts": counts,
         "graphs": [_shown(record, name, title, pictures) for name, title in GRAPHS.items()],
         "targets": record["targets"],

@@ -141,11 +141,10 @@ def _time_split(files: RunFiles) -> str:
 
 
 def _speed(files: RunFiles, seconds: float | None) -> str:
-    rate = mean(line.get("rows_per_second") for line in files.metrics)
-    rows = number(files.run.get("n_rows"))
-    if rate is None and rows and seconds:
-        rate = rows / seconds
-    return short_count(rate)
+    rows = number(files.run.get("n_rows")) or number(files.last.get("rows"))
+    if rows and seconds:
+        return short_count(rows / seconds)
+    return short_count(mean(line.get("rows_per_second") for line in files.metrics))
 
 
 def facts(files: RunFiles) -> list[dict[str, Any]]:

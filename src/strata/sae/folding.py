@@ -1,5 +1,5 @@
 """Between the normalised space of training and the model's own scale: the normalisation folded into the weights, and
-out of them again (design, section 5).
+out of them again. W_enc and W_dec stay; b_dec becomes σ·b_dec + μ, other biases and thresholds σ times themselves.
 """
 
 from collections.abc import Sequence

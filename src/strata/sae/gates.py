@@ -67,6 +67,10 @@ class TopK(Gate):
         super().__init__()
         self.k = k
 
+    def extra_repr(self) -> str:
+        """What `print` says of it."""
+        return f"k={self.k}"
+
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], *, k: int) -> "TopK":
         """From k alone."""

@@ -19,7 +19,7 @@ from strata.shapes import SparseCode
 class SAE(nn.Module):
     """A sparse autoencoder on raw activations: code = gate((x − b_dec) W_enc + b_enc), x̂ = code W_dec + b_dec.
 
-    The normalisation of training is folded into the biases (design, section 5), so that nothing but these tensors is
+    The normalisation of training is folded into the biases (`strata.sae.folding`), so that nothing but these tensors is
     needed. Decoder rows have unit norm. Parameters do not require gradients; to fine-tune use ``strata.Trainer(config,
     init=sae)``.
 
@@ -49,6 +49,11 @@ class SAE(nn.Module):
         self.b_dec = nn.Parameter(b_dec, requires_grad=False)
         self.gate = gate
         self.metadata = dict(metadata or {})
+
+    def extra_repr(self) -> str:
+        """What `print(sae)` says beside the gate."""
+        site = self.metadata.get("site")
+        return f"d_in={self.d_in}, d_sae={self.d_sae}" + (f", site={site!r}" if site else "")
 
     @property
     def d_in(self) -> int:

@@ -10,8 +10,7 @@ from torch import Tensor
 from strata.errors import UserError
 from strata.shapes import lengths
 
-# A row is an attention sink when it lies more than this many times the median distance from the median row (design,
-# section 5).
+# A row is an attention sink when it lies more than this many times the median distance from the median row.
 _SINK_FACTOR = 10.0
 
 
