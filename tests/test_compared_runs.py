@@ -300,9 +300,9 @@ def test_transcoders_are_left_out_and_a_line_says_so(
     both = write_run(tmp_path / "both", lm, data, {"layers.0.to.layers.1": transcoder, "layers.2": sae("layers.2")})
     [suite] = open_suites([open_run(both)])
     assert list(suite.saes) == ["layers.2"]
-    assert "1 transcoder(s) left out" in capsys.readouterr().err
+    assert "1 transcoder left out" in capsys.readouterr().err
     alone = write_run(tmp_path / "alone", lm, data, {"layers.0.to.layers.1": transcoder})
-    with pytest.raises(UserError, match=r"holds 1 transcoder\(s\) and no SAE"):
+    with pytest.raises(UserError, match=r"holds 1 transcoder and no SAE"):
         open_suites([open_run(alone)], progress=False)
 
 

@@ -482,14 +482,14 @@ def test_lines_that_are_missing_doubled_or_damaged(tmp_path: Path) -> None:
     assert found.name == "missing-lines"
     assert "after step 200" in found.evidence
     (found,) = examined(replace(run, lines=run.lines[:10] + run.lines[5:]), tmp_path / "double").findings
-    assert "1 line(s) repeat" in found.evidence
+    assert "1 line with steps" in found.evidence
     (found,) = examined(replace(run, lines=run.lines[:-2]), tmp_path / "short").findings
     assert "the last line is of step 560 of 600" in found.evidence
     path = write(run, tmp_path / "damaged") / "metrics.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:7], '{"step": 75, "si', *lines[7:]]) + "\n")
     (found,) = examine(tmp_path / "damaged").findings
-    assert found.evidence == "1 line(s) cannot be read."
+    assert found.evidence == "1 line cannot be read."
 
 
 def test_no_run_to_look_at(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_the_command_compares_what_training_left(
     assert main([*words, "--no-pca", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
     assert said.out.strip() == str(tmp_path / "out" / "index.html")
-    assert "evaluating 2 suite(s)" in said.err and "tiny:random, seed 1: 1 suite(s)" in said.err
+    assert "evaluating 2 suites" in said.err and "tiny:random, seed 1: 1 suite;" in said.err
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
     assert found["mean_sites"] == SITES
     assert found["suites"]["grouped"]["groups"] == [["layers.0", "layers.1"], ["layers.2"]]
@@ -295,7 +295,7 @@ def test_parts_are_found_once_for_each_identity(tmp_path: Path, capsys: pytest.C
     both = Parts(None, of=1)
     assert [both.within(name).of("a", make=lambda name=name: name) for name in "xyx"] == ["x", "y", "x"]
     assert one_of({"n": 1}) == [1] and capsys.readouterr().err == ""
-    assert one_of({"n": 1}) == [] and "1 part(s) were finished before" in capsys.readouterr().err
+    assert one_of({"n": 1}) == [] and "1 part of it done before" in capsys.readouterr().err
     assert one_of({"n": 2}) == [1]
     for damaged in ("", "[1]", '{"of": 1}'):
         path.write_text(damaged, encoding="utf-8")

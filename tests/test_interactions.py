@@ -506,7 +506,7 @@ def test_a_run_from_the_index_to_the_page(
     config = InteractionsConfig(run=run, n_targets=3, n_edge_tokens=256, device="cpu")
     page = interactions_and_report(config)
     said = capsys.readouterr().err
-    assert "co-activation of 3 pair(s) of SAEs: " in said and "they grow with tokens x k x k" in said
+    assert "co-activation of 3 pairs of SAEs: " in said and "they grow with tokens x k x k" in said
     assert (
         "edges into 3 targets: 1 forward and 3 backward passes, " in said and "they grow with targets x batches" in said
     )

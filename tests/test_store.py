@@ -565,7 +565,7 @@ def test_the_command_collects_and_goes_on(tmp_path: Path, capsys: pytest.Capture
     assert len(store.held_out(site="layers.2")) == 30
     description = store.describe()
     assert (description["mode"], description["text"]["context_tokens"]) == ("store", MAX_POSITIONS)
-    assert "2 site(s) of width 32" in capsys.readouterr().err
+    assert "2 sites of width 32" in capsys.readouterr().err
     collect_run(config, progress=True)
     assert "part 1/1 is complete" in capsys.readouterr().err
     assert CollectConfig(model="org/m", data="a/b.txt").folder() == Path("stores/m-b")

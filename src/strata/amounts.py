@@ -51,6 +51,11 @@ def spent(seconds: float | None) -> str:
     return f"{whole} s"
 
 
+def counted(n: int, noun: str) -> str:
+    """How many of a thing: "1 site", "3 sites", "12,000 rows"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def share(part: float | None) -> str:
     """A share as a percentage."""
     return MISSING if part is None else f"{_digits(100 * part)} %"

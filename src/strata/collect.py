@@ -4,6 +4,7 @@ from pathlib import Path
 
 from strata.activations.store_plan import StorePlan
 from strata.activations.store_writing import write_store
+from strata.amounts import counted
 from strata.config.collect import CollectConfig
 from strata.lm.model import LanguageModel
 from strata.log import say
@@ -45,7 +46,7 @@ def collect_run(config: CollectConfig, *, progress: bool = True) -> Path:
     sites = chosen_sites(lm, config.sites)
     folder = config.folder()
     say(
-        f"{lm.name}: {len(sites)} site(s) of width {lm.d_in(sites[0])}; text: {config.data}; to {folder}",
+        f"{lm.name}: {counted(len(sites), 'site')} of width {lm.d_in(sites[0])}; text: {config.data}; to {folder}",
         shown=progress,
     )
     write_store(lm, config.data, sites=sites, folder=folder, plan=plan, progress=progress)

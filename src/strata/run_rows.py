@@ -13,6 +13,7 @@ from strata.activations.harvest import collect, token_stream
 from strata.activations.source import RowSource
 from strata.activations.store import open_store
 from strata.activations.stream import Stream
+from strata.amounts import counted
 from strata.config.train import TrainConfig
 from strata.distributed.ranks import ALONE, Ranks
 from strata.distributed.rows import SharedStream
@@ -60,7 +61,9 @@ class RunRows:
     def summary(self) -> str:
         """What is trained on, in a line."""
         lm = self.language_model
-        return f"{lm.name}: {len(self.sites)} site(s) of width {lm.d_in(self.sites[0])}; text: {self.config.data}"
+        return (
+            f"{lm.name}: {counted(len(self.sites), 'site')} of width {lm.d_in(self.sites[0])}; text: {self.config.data}"
+        )
 
     def open(self, sites: list[str], *, ranks: Ranks = ALONE) -> RowSource:
         """The rows of these sites: the training documents of the text.
@@ -157,7 +160,7 @@ class StoredRows(RunRows):
         """What is trained on, in a line."""
         store, config = self.store, self.config
         width = store.d_in(self.sites[0])
-        return f"{config.activations}: {store.n_rows()} rows of {len(self.sites)} site(s) of width {width}"
+        return f"{config.activations}: {store.n_rows()} rows of {counted(len(self.sites), 'site')} of width {width}"
 
     def open(self, sites: list[str], *, ranks: Ranks = ALONE) -> RowSource:
         """The store's rows of these sites; every process reads them for itself."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from strata.amounts import counted
 from strata.doctor.checks.registry import LIVE, OF_A_FOLDER
 from strata.doctor.findings import Finding, exit_code, merged
 from strata.doctor.pace import seconds_so_far
@@ -38,8 +39,8 @@ class Diagnosis:
         verdict = "Healthy" if self.exit_code == 0 else "Not healthy"
         n_bad = sum(finding.severity != "note" for finding in self.findings)
         n_notes = len(self.findings) - n_bad
-        notes = f", {n_notes} note(s)" if n_notes else ""
-        return [*self.summary, f"{verdict}: {self.n_checks} checks, {n_bad} complaint(s){notes}.", *found]
+        notes = f", {counted(n_notes, 'note')}" if n_notes else ""
+        return [*self.summary, f"{verdict}: {self.n_checks} checks, {counted(n_bad, 'complaint')}{notes}.", *found]
 
     def as_json(self) -> dict[str, Any]:
         """For scripts."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.activations.harvest import token_stream
+from strata.amounts import counted
 from strata.config.evaluate import EvaluateConfig
 from strata.errors import UserError
 from strata.evaluate.baselines import fit_pca
@@ -148,7 +149,7 @@ def _fitted(
     sites = list(dict.fromkeys(site for suite in suites for site in suite.saes))
     widest = max(lm.d_in(site) for site in sites)
     run = suites[0].run
-    say(f"fitting principal components at {len(sites)} site(s) on {text}", shown=progress)
+    say(f"fitting principal components at {counted(len(sites), 'site')} on {text}", shown=progress)
     try:
         tokens = token_stream(
             lm,
@@ -170,7 +171,7 @@ def _measured(asked: Asked) -> dict[str, dict[str, Any]]:
     one = asked.opened
 
     def measure() -> dict[str, dict[str, Any]]:
-        say(f"evaluating {len(asked.suites)} suite(s) on {one.n_tokens} held-out tokens", shown=asked.progress)
+        say(f"evaluating {counted(len(asked.suites), 'suite')} on {one.n_tokens} held-out tokens", shown=asked.progress)
         return evaluate_suites(one.lm, asked.suites, one.batches, lm_dtype=asked.config.lm_dtype)
 
     measured = asked.parts.of("suites", make=measure)

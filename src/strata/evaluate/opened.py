@@ -5,6 +5,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from strata.amounts import counted
 from strata.config.evaluate import EvaluateConfig
 from strata.errors import UserError, did_you_mean
 from strata.evaluate.held_out_text import held_out_batches
@@ -123,7 +124,7 @@ def opened(suites: list[Suite], data: str, config: EvaluateConfig, *, progress: 
     if not batches:
         raise UserError(f"`data` must have held-out documents. Got {data!r}, which has none. Give more documents.")
     tasks = [] if run.random_seed is not None else _task_pairs(lm, config)
-    say(f"{lm.name}: {len(suites)} suite(s); text: {data}", shown=progress)
+    say(f"{lm.name}: {counted(len(suites), 'suite')}; text: {data}", shown=progress)
     saes = [sae for suite in suites for sae in suite.saes.values()]
     try:
         for sae in saes:

@@ -7,6 +7,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+from strata.amounts import counted
 from strata.atomic import as_json, write_json
 from strata.errors import UserError
 from strata.log import say
@@ -28,7 +29,7 @@ class Parts:
         self._within: tuple[str, ...] = ()
         self._found: dict[str, Any] = {} if path is None else _read(path, self._of)
         if self._found:
-            say(f"going on: {len(self._found)} part(s) were finished before", shown=progress)
+            say(f"going on: {counted(len(self._found), 'part')} of it done before", shown=progress)
 
     def within(self, *name: str) -> "Parts":
         """The same, for parts whose names are told apart by this one in front."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from strata.amounts import counted
 from strata.errors import UserError, did_you_mean
 from strata.evaluate.runs import Run
 from strata.formats import native
@@ -69,11 +70,11 @@ def places_of(run: Run, *, progress: bool = False) -> list[Place]:
     found = {folder: about for folder, about in described.items() if not _is_transcoder(about)}
     n_transcoders = len(described) - len(found)
     if n_transcoders:
-        say(f"{run.folder}: {n_transcoders} transcoder(s) left out; this command is for SAEs", shown=progress)
+        say(f"{run.folder}: {counted(n_transcoders, 'transcoder')} left out; this command is for SAEs", shown=progress)
     if not found:
         raise UserError(
-            f"A run must hold SAEs. {run.folder} holds {n_transcoders} transcoder(s) and no SAE. Give another, or train"
-            " one."
+            f"A run must hold SAEs. {run.folder} holds {counted(n_transcoders, 'transcoder')} and no SAE. Give"
+            " another, or train one."
         )
     places = [_place(folder.relative_to(root).as_posix(), folder, about) for folder, about in found.items()]
     return sorted(places, key=lambda place: (depth(place.site), place.key))

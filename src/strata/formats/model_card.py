@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from strata.amounts import counted
 from strata.formats.registry import FORMATS
 
 # Of evaluation.json: key, heading.
@@ -74,7 +75,7 @@ def _introduction(saes: Sequence[Exported]) -> str:
     data = sorted({str(sae.metadata["dataset_path"]) for sae in saes if sae.metadata.get("dataset_path")})
     kinds = sorted({sae.architecture for sae in saes})
     text = f"# Sparse autoencoders{' for ' + ', '.join(models) if models else ''}\n\n"
-    text += f"{len(saes)} sparse autoencoder(s) ({', '.join(kinds)})"
+    text += f"{counted(len(saes), 'sparse autoencoder')} ({', '.join(kinds)})"
     text += f", trained on {', '.join(data)}" if data else ""
     return text + ", written by Strata. They take raw activations: all normalisation is folded into the weights."
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
+from strata.amounts import counted
 from strata.config.interactions import InteractionsConfig
 from strata.errors import UserError, did_you_mean
 from strata.evaluate.places import named_places, places_of
@@ -67,7 +68,7 @@ def interactions(config: InteractionsConfig, *, progress: bool = True) -> Intera
     index = index_run(config, progress=progress)
     sites = [index[key] for key in chosen_keys(index, config.sites)]
     names = [_names(site) for site in sites]
-    say(f"counting which features of {len(sites)} SAE(s) fire together", shown=progress)
+    say(f"counting which features of {counted(len(sites), 'SAE')} fire together", shown=progress)
     start = time.perf_counter()
     n_kept = sum(kept_partners(site) is not None for site in sites) if _ranking(config) == Ranking() else 0
     pairs = _pairs(sites, names, config)
@@ -116,7 +117,7 @@ def told(counts: Mapping[str, Any]) -> list[str]:
     together = counts["coactivation"]
     kept = f", {together['n_kept']} of them from the index" if together["n_kept"] else ""
     took = f"{together['n_increments']:,} increments, {together['seconds']:.3g} s"
-    pairs = f"{len(together['pairs_of_saes'])} pair(s) of SAEs{kept}"
+    pairs = f"{counted(len(together['pairs_of_saes']), 'pair')} of SAEs{kept}"
     lines = [f"co-activation of {pairs}: {took}; they grow with tokens x k x k, whatever the number of features"]
     if together["n_passes"] > 1:
         lines += [f"up to {together['n_passes']} passes over the codes; they grow with features x features"]

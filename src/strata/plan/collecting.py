@@ -3,7 +3,7 @@
 from typing import Any
 
 from strata.activations.store_layout import Part
-from strata.amounts import prefixed, sized
+from strata.amounts import counted, prefixed, sized
 from strata.config.collect import CollectConfig
 from strata.config.plan import PlanOptions
 from strata.costs.memory import ModelInMemory, RowsInMemory, training_memory
@@ -45,8 +45,8 @@ def plan_collecting(config: CollectConfig, options: PlanOptions, rates: Rates) -
     size = "" if model.n_parameters is None else f", {prefixed(model.n_parameters)} parameters"
     said = f" of part {part}" if part.n_parts > 1 else ""
     lines = plan_of_quotes(
-        f"{config.model}{size}; text: {config.data}; {n_rows:,} rows{said} ({tokens.source}) of {len(sites)}"
-        f" site(s), {config.held_out_tokens:,} held-out ones among them",
+        f"{config.model}{size}; text: {config.data}; {n_rows:,} rows{said} ({tokens.source}) of"
+        f" {counted(len(sites), 'site')}, {config.held_out_tokens:,} held-out ones among them",
         rates,
         quotes,
         parts=False,

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from strata.amounts import prefixed
+from strata.amounts import counted, prefixed
 from strata.atomic import as_object, read_object
 from strata.config.evaluate import EvaluateConfig
 from strata.config.plan import PlanOptions
@@ -40,7 +40,7 @@ def plan_evaluating(config: EvaluateConfig, options: PlanOptions, rates: Rates) 
     quotes = [_quote(Path(run), config, options, rates) for run in config.runs]
     misfits = [f"{quote.name} does not fit: {reason}." for quote in quotes for reason in quote.excesses]
     lines = plan_of_quotes(
-        f"{len(quotes)} run(s) on {config.n_tokens:,} held-out tokens",
+        f"{counted(len(quotes), 'run')} on {config.n_tokens:,} held-out tokens",
         rates,
         quotes,
         parts=True,

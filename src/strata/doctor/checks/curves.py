@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 from statistics import median
 
+from strata.amounts import counted
 from strata.doctor.findings import Finding
 from strata.doctor.record import Points, Record
 from strata.doctor.words import number
@@ -40,7 +41,7 @@ def loss_spikes(run: Record) -> list[Finding]:
                 severity="error" if stays else "warning",
                 what="The reconstruction error jumped and did not come back."
                 if stays
-                else f"The reconstruction error jumped {len(first)} time(s) from one line to the next.",
+                else f"The reconstruction error jumped {counted(len(first), 'time')} from one line to the next.",
                 evidence=f"{where}.",
                 todo=f"Start again with {run.lower_rate(key)}; a later checkpoint is spoilt."
                 if stays

@@ -1,5 +1,6 @@
 """Dead latents: which phase the run is in, what is arithmetic, and what is death."""
 
+from strata.amounts import counted
 from strata.config.train import SAEConfig
 from strata.doctor.facts import SAEFacts
 from strata.doctor.findings import Finding, Severity
@@ -201,7 +202,7 @@ def _falls(points: list[tuple[int, float]], window: int) -> bool:
 
 
 def _against(known: Expected, *, usual: float) -> str:
-    runs = f"{len(known.names)} recorded run(s), {known.names[0]} among them"
+    runs = f"{counted(len(known.names), 'recorded run')}, {known.names[0]} among them"
     like = "with the same gate and revival" if known.alike else "that come nearest; none has this gate and revival"
     return (
         f"At this many rows {runs}, {like}, had {between([known.low, known.high], shown='percent')}; this check"

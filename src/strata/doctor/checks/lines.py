@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+from strata.amounts import counted
 from strata.doctor.findings import Finding
 from strata.doctor.record import Record
 from strata.doctor.words import span
@@ -47,9 +48,9 @@ def missing_lines(run: Record) -> list[Finding]:
     ]  # fmt: skip
     said: list[str] = []
     if run.n_damaged:
-        said.append(f"{run.n_damaged} line(s) cannot be read")
+        said.append(f"{counted(run.n_damaged, 'line')} cannot be read")
     if run.n_backwards:
-        said.append(f"{run.n_backwards} line(s) repeat steps that were there before")
+        said.append(f"{counted(run.n_backwards, 'line')} with steps that were there before")
     if holes:
         said.append(f"lines are missing after step {', '.join(f'{step:,}' for step in holes[:3])}")
     n_steps = run.facts.n_steps
