@@ -36,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these figures")
     parser.add_argument("--new-round", action="store_true", help="make figures anew that were made in this round")
     parser.add_argument("--peers-python", type=Path, default=Path(sys.executable), metavar="PATH",
-                        help="an interpreter with the packages of the extra bench")  # fmt: skip
+                        help="an interpreter that has this checkout installed with the extra bench")  # fmt: skip
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--list", action="store_true", help="only list the figures")
     instead.add_argument("--tables", action="store_true", help="only write the tables")

@@ -42,7 +42,7 @@ FILES = (
     "src/strata/sae/rules/*.py",
 )
 TESTS = ("metrics", "kernels", "coefficient", "recent", "revival", "pieces", "learner", "gates", "grouping")
-TESTS += ("layer_groups",)
+TESTS += ("layer_groups", "gate_edges", "rules", "padded_lists", "optim", "folding", "initial")
 MARKERS = "not gpu and not network and not slow and not saelens and not lm_eval"
 OUTCOMES = ("killed", "timed out", "survived", "not reached", "refused")
 _SWAPPED: dict[type, type] = {

@@ -173,6 +173,7 @@ def test_several_sites_in_a_trainer(lm: strata.LanguageModel) -> None:
         (["train", "--site", "layers.1"], ["--site", "--sites", "--help"]),
         (["train", "--sae.kk", "4"], ["--sae.kk", "--sae.k", "--help"]),
         (["train", "--batch-size", "64"], ["--batch-size", "--sae.batch-size"]),
+        (["train", "--sae.d-sae", "64"], ["--sae.d-sae", "'--sae.expansion-factor'", "expansion_factor · d_in"]),
         (["train", "--sae.k", "many"], ["--sae.k", "many"]),
         (["train", "--sae.k", "0"], ["SAEConfig.k", "0", "at least 1"]),
         (["train", "--sae.lr", "-1"], ["SAEConfig.lr", "-1", "above 0", "auto"]),
@@ -217,6 +218,11 @@ def test_k_above_d_sae(lm: strata.LanguageModel, refused: Callable[..., str]) ->
             call()
         has_all(str(caught.value), "SAEConfig.k", "[1, d_sae]", "k=65", "d_sae=64", "Lower k")
     has_all(refused("--sae.k", "65"), "SAEConfig.k", "k=65", "d_sae=64", "Lower k")
+
+
+def test_the_width_is_set_by_its_factor() -> None:
+    with pytest.raises(strata.UserError, match=r"no setting 'd_sae'\. Give 'expansion_factor': d_sae = expansion_f"):
+        strata.SAEConfig(d_sae=4096)  # pyright: ignore[reportCallIssue]
 
 
 def test_k_of_d_sae_is_allowed() -> None:

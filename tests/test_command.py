@@ -412,6 +412,11 @@ def test_a_whole_run_ends_in_a_report(tmp_path: Path, capsys: pytest.CaptureFixt
             for example in feature["examples"]:
                 assert len(example["tokens"]) == len(example["activations"])
                 assert 0 <= example["peak"] < len(example["tokens"])
+    (out / "report" / "index.html").unlink()  # as if it had been stopped before its end
+    capsys.readouterr()
+    assert main(["train", *DEMO_FLAGS, "--held-out-tokens", "2048", "--out", str(out), "--resume"]) == 0
+    assert "the training had ended; what is left is the evaluation" in capsys.readouterr().err
+    assert (out / "report" / "index.html").read_text(encoding="utf-8") == page
 
 
 def test_a_bare_interruption_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -413,3 +413,15 @@ def test_a_plot_places_points_by_their_cost_and_escapes_names() -> None:
     assert left[0] > left[1] and right[0] > right[1]  # dearer is to the right, better is lower
     assert named in [text.text for text in drawn.iter(f"{space}text")]
     assert cost_plot([given[2]], title="T", y_title="y") == ""
+
+
+def test_no_name_lies_on_the_line_of_principal_components() -> None:
+    near = [Point(f"suite {i}", f"suite {i}", "groups", 0.2 - 0.004 * i, 5.0 + i, 1e12 + 1e11 * i) for i in range(4)]
+    drawn = ET.fromstring(cost_plot([*near, Point("PCA", "PCA", "PCA", 0.211, None, None)], title="T", y_title="y"))
+    space = "{http://www.w3.org/2000/svg}"
+    lines = [line for line in drawn.iter(f"{space}line") if line.get("stroke-dasharray")]
+    [across] = {line.get("y1") for line in lines if line.get("y1") != "20.0"}  # that of the legend
+    names = [text for text in drawn.iter(f"{space}text") if (text.text or "").startswith(("suite", "PCA"))]
+    baselines = [float(text.get("y", "")) for text in names if text.get("y") != "24.0"]
+    assert len(baselines) == 2 * 5, "in both panels"
+    assert not [y for y in baselines if y - 10 < float(across or "") < y + 3]

@@ -190,14 +190,19 @@ def test_a_feature_s_page_shows_what_is_stored(chrome: Any, folder: Path) -> Non
         clean(seen, address)
 
 
+def open_view(shown: Any, url: str) -> None:
+    """Opens an address and waits until its page stands, not the one before: every view has a title of its own."""
+    before = shown.title()
+    shown.goto(url)
+    shown.wait_for_function("before => !['Strata dashboard', before].includes(document.title)", arg=before)
+
+
 def test_hostile_texts_stay_text(chrome: Any, web: str) -> None:
     address = web
     with page(chrome) as (shown, seen):
         everything = ""
         for view in ("#/", *(f"#/layers.0-1/layers.1{latent}" for latent in ("", "/0", "/1", "/2", "/4", "/9"))):
-            shown.goto(f"{address}/index.html{view}")
-            shown.locator("main h1").wait_for()
-            shown.wait_for_function("document.title !== 'Strata dashboard'")
+            open_view(shown, f"{address}/index.html{view}")
             everything += shown.locator("main").inner_text()
             found = shown.evaluate(
                 "() => [window.owned, document.querySelectorAll('img, iframe, object, main script, main b').length]"
@@ -306,8 +311,7 @@ def test_a_phone_scrolls_down_only_and_dark_is_dark(chrome: Any, folder: Path) -
     address = folder.as_uri()
     with page(chrome, color_scheme="dark", **PHONE) as (shown, seen):
         for view in VIEWS:
-            shown.goto(f"{address}/index.html{view}")
-            shown.wait_for_function("document.title !== 'Strata dashboard'")
+            open_view(shown, f"{address}/index.html{view}")
             wide, room = shown.evaluate("() => [document.documentElement.scrollWidth, innerWidth]")
             assert wide <= room, view
             color = shown.evaluate("() => getComputedStyle(document.body).backgroundColor")
@@ -335,8 +339,7 @@ def test_keys_are_enough_and_everything_has_a_name(chrome: Any, folder: Path) ->
             return [...document.querySelectorAll(kinds)].filter((e) => !named(e)).map((e) => e.outerHTML);
         }"""
         for view in VIEWS:
-            shown.goto(f"{folder.as_uri()}/index.html{view}")
-            shown.wait_for_function("document.title !== 'Strata dashboard'")
+            open_view(shown, f"{folder.as_uri()}/index.html{view}")
             assert shown.evaluate(nameless) == []
         clean(seen, folder.as_uri())
 

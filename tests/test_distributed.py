@@ -39,12 +39,13 @@ from strata.prepare import Prepared, prepare
 from strata.recording import Recording
 from strata.run import train_run
 from strata.sae.rules.base import Outcome
+from strata.sae.rules.registry import RULES
 from strata.signals import Interrupted
 from strata.train import train
 from tiny_models import WIDTH, save_tiny_model, shared_language_model
 
 SMALL = SAEConfig(expansion_factor=3, k=4, batch_size=48, text_batch_size=4, dead_feature_window=3)
-ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated")
+ARCHITECTURES = tuple(RULES)
 N_STEPS, HALF = 20, 10
 SITES = ["layers.0", "layers.1", "layers.2"]
 CPU = torch.device("cpu")

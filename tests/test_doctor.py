@@ -108,11 +108,6 @@ FAULTS: dict[str, tuple[Shape, Callable[[Run], Run], str, str]] = {
     "slow machine, rows": (
         SHAPE, lambda run: slowed(run, lambda p: 6, part="rows"), "slower-than-predicted", "warning",
     ),
-    "assumed rates are far off": (
-        SHAPE, both(lambda run: slowed(run, lambda p: 5),
-                    record(predicted={"kind": "assumed", "rates": "h100", "rows_seconds": 0.2, "sae_seconds": 0.6})),
-        "slower-than-predicted", "note",
-    ),
     "throttled": (
         LONG, both(record(predicted=None), lambda run: slowed(run, lambda p: 1 + 2 * p)), "slowing-down", "warning",
     ),
@@ -313,6 +308,14 @@ def test_before_some_passes_of_the_language_model_nothing_is_called_slow() -> No
     assert pace(record_of(healthy(replace(shape, last_step=33)))) is not None
 
 
+def test_assumed_rates_call_nothing_slow(tmp_path: Path) -> None:
+    run = slowed(healthy(SHAPE), lambda p: 5)
+    assumed = with_record(run, predicted=run.record["predicted"] | {"kind": "assumed"})
+    assert [one.name for one in examined(run, tmp_path / "measured").findings] == ["slower-than-predicted"]
+    assert examined(assumed, tmp_path / "assumed").findings == ()
+    assert told(assumed) == []
+
+
 def test_rows_from_memory_or_an_unknown_place_are_no_slow_disk() -> None:
     slow = replace(SHAPE, source="collected", rows_seconds=0.6)
     (found,) = waiting_for_rows(record_of(healthy(slow)))
@@ -473,7 +476,18 @@ def test_a_run_that_stopped(tmp_path: Path) -> None:
     (found,) = examined(run, tmp_path, silent_seconds=7200).findings
     assert (found.name, found.severity) == ("stopped", "warning")
     assert "step 300 of 600; nothing was written for 2.0 hours" in found.evidence
-    assert "--resume" in found.todo
+    assert found.todo == "It left no checkpoint: begin again with the same command and --overwrite."
+
+
+def test_a_run_that_can_go_on_names_its_checkpoint(tmp_path: Path) -> None:
+    run = healthy(replace(LONG, last_step=300))
+    for step in (60, 290):
+        (tmp_path / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    assert "checkpoint is of step 290. If it was stopped," in examined(run, tmp_path).summary[1]
+    (found,) = examined(run, tmp_path, silent_seconds=7200).findings
+    assert found.todo == "Go on from the checkpoint of step 290: the same command with --resume."
+    assert "checkpoint is of step 290." in examined(replace(run, lines=[]), tmp_path).summary[1], "no line yet"
+    assert not any("checkpoint" in line for line in examined(healthy(LONG), tmp_path).lines()), "it has ended"
 
 
 def test_lines_that_are_missing_doubled_or_damaged(tmp_path: Path) -> None:

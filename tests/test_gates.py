@@ -17,11 +17,12 @@ from strata.kernels.gradient import matrix
 from strata.sae.gates import TopK
 from strata.sae.learner import Learner
 from strata.sae.model import SAE, Transcoder
+from strata.sae.rules.registry import RULES, has_penalty
 from strata.shapes import SparseCode
 
-ARCHITECTURES = ("topk", "batchtopk", "jumprelu", "relu", "gated", "matryoshka")
-DENSE_AND_SPARSE = ("jumprelu", "relu", "gated")
-SELECTING = ("topk", "batchtopk", "matryoshka")
+ARCHITECTURES = tuple(RULES)
+DENSE_AND_SPARSE = tuple(name for name in RULES if has_penalty(name))
+SELECTING = tuple(name for name in RULES if not has_penalty(name))
 KINDS = ("sae", "transcoder", "skip")
 # no file format holds a Gated transcoder
 CASES = [(name, kind) for name in ARCHITECTURES for kind in KINDS if name != "gated" or kind == "sae"]

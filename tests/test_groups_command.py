@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from strata.groups.cost import GroupingCost
 from strata.groups.files import read_groups, read_record
 from strata.lm.flops import forward_flops_of
 from strata.lm.model import LanguageModel
+from strata.report.group_figures import curve
 from strata.report.groups import groups_and_report, layers_text, write_groups_report
 
 from tiny_models import save_tiny_model, tiny_model, tiny_tokenizer  # isort: skip
@@ -212,6 +214,8 @@ def test_the_page_is_whole_escaped_and_needs_nothing_else(written: Path) -> None
     assert "tiny <b>&" in page.words
     assert page.tags.count("svg") == 3  # distances, CKA, curve
     assert "2 SAEs for 3 layers: 0–1 · 2. The last layer has its own." in page.words
+    record = read_record(written)
+    assert f"Rows{record['n_tokens']:,}" in page.words and f"{record['n_tokens']:,} rows in" in page.words
     assert page.words.count("33.3") == 0 and "66.7" in page.words  # SAEs: 2 of 3
 
 
@@ -228,6 +232,23 @@ def test_figures_stand_by_themselves(written: Path) -> None:
     dots = [element.find(f"{spaced}title") for element in curve.iter(f"{spaced}circle")]
     assert len(dots) == len(record["table"])
     assert "threshold" not in (written / "amad.svg").read_text()  # chosen by k
+
+
+@pytest.mark.parametrize("chosen", range(1, 6))
+def test_no_line_runs_through_the_chosen_number(chosen: int) -> None:
+    found = zip((0.5, 0.3, 0.2, 0.1, 0.0), (0.5, 0.32, 0.3, 0.2, 0.0), strict=True)
+    rows = [{"k": k, "amad": amad, "worst_diameter": worst} for k, (amad, worst) in enumerate(found, 1)]
+    drawn = ET.fromstring(curve(rows, chosen=chosen, threshold=0.2))
+    spaced = "{http://www.w3.org/2000/svg}"
+    [label] = [element for element in drawn.iter(f"{spaced}text") if element.text == f"K = {chosen}"]
+    width, baseline = 35.0, float(label.get("y", ""))
+    left = float(label.get("x", "")) - (width if label.get("text-anchor") == "end" else 0)
+    assert 10 < baseline < 276, "within the picture, above the axis"
+    for line in drawn.iter(f"{spaced}polyline"):
+        points = np.array([pair.split(",") for pair in line.get("points", "").split()], float)
+        x = np.linspace(left, left + width)
+        y = np.interp(x, *points.T, left=np.inf, right=np.inf)
+        assert not ((y > baseline - 10) & (y < baseline + 2)).any()
 
 
 def test_the_table_in_markdown(written: Path) -> None:

@@ -1,6 +1,7 @@
 """Attribution edges: exact where the model is linear, finite differences where not; graphs, files, the page."""
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -441,6 +442,8 @@ def test_nothing_becomes_markup_on_the_page() -> None:
         and "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
     )
     assert page.count("<svg") == 2 and "Backward passes" in page
+    heads = re.findall(r'<h2 id="h-(\w+)"', page)
+    assert heads == ["coactivation", "attribution", "targets", "cost"], "first what was found, then what it took"
     assert "Passes over the codes" in page and "n² log n" in page and "not counted again" in page
     nothing = attribution_graph(NO_EDGES, {}, n_sources=1)
     alone = Interactions(found.keys, found.coactivation, nothing,

@@ -219,6 +219,15 @@ class TestBadInput:
         with pytest.raises(UserError, match=r"Did you mean 'layers.1.mlp'"):
             lm.site("layers.1.mpl")
 
+    @pytest.mark.parametrize("site", ["blocks.1.hook_resid_post", "model.layers.1", "1", "hidden_1"])
+    def test_a_layer_in_another_spelling_is_told(self, lm: LanguageModel, site: str) -> None:
+        with pytest.raises(UserError, match=r"Got '[\w.]+'\. Did you mean 'layers\.1'\?"):
+            lm.site(site)
+
+    def test_a_number_that_is_no_layer_is_not_guessed(self, lm: LanguageModel) -> None:
+        with pytest.raises(UserError, match=r"Got 'blocks\.9\.hook_resid_post'\. Known are"):
+            lm.site("blocks.9.hook_resid_post")
+
     def test_site_without_a_vector_for_each_position(self) -> None:
         model = tiny_model("mixtral")
         with pytest.raises(UserError, match="one vector for each position"):

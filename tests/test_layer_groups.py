@@ -26,6 +26,7 @@ from strata.sae.group import GroupSAE, per_layer
 from strata.sae.learner import Learner
 from strata.sae.metrics import explained_variance
 from strata.sae.model import SAE
+from strata.sae.rules.registry import RULES
 from strata.train import train
 from tiny_models import save_tiny_model, shared_language_model, tiny_model, tiny_tokenizer
 
@@ -274,7 +275,7 @@ def test_a_group_of_equal_layers_is_the_sae_of_one():
         torch.testing.assert_close(one(x), other.at(site)(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated"])
+@pytest.mark.parametrize("architecture", RULES)
 def test_every_gate_trains_saves_and_loads_as_a_group(architecture, tmp_path):
     acts = unlike_layers()
     config = SAEConfig(architecture=architecture, expansion_factor=4, k=4, batch_size=64)

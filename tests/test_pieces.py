@@ -2,14 +2,24 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from strata.config.train import SAEConfig
 from strata.errors import UserError, is_out_of_memory
+from strata.kernels.entries import SparseEntries
+from strata.kernels.gradient import RowGradient, matrix
 from strata.sae.learner import Learner
+from strata.sae.rules.base import Outcome, joined
+from strata.sae.rules.threshold import ThresholdRule
+
+CHOOSING_FROM_ALL = ("batchtopk", "matryoshka")  # from all rows they are given, so that pieces choose otherwise
+# with the share of latents above which a step works on all of them: never, and always
+LISTED = [(name, 2.0) for name in ("topk", *CHOOSING_FROM_ALL, "jumprelu", "relu", "gated")]
+WHOLE = [(name, 0.0) for name in ("jumprelu", "relu", "gated")]
 
 
-def learner() -> Learner:
-    config = SAEConfig(expansion_factor=8, k=4, batch_size=64, dead_feature_window=2)
+def learner(architecture: str = "topk") -> Learner:
+    config = SAEConfig(architecture=architecture, expansion_factor=8, k=4, batch_size=64, dead_feature_window=2)
     rows = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
     return Learner(config, n_steps=10, sample=rows)
 
@@ -65,3 +75,49 @@ def test_one_row_that_does_not_fit_is_the_end():
     fails_above(made, 0, MemoryError())
     with pytest.raises(UserError, match=r"The SAE's step must fit into the memory. It does not with one row at a time"):
         made.step(torch.randn(64, 16))
+
+
+def as_the_optimiser_reads(gradient: RowGradient, weight: Tensor) -> Tensor:
+    """The entries' amounts times their inputs, latent by latent."""
+    listed = gradient.by_latent(len(weight), weight)
+    latents = torch.arange(len(weight)).repeat_interleave(listed.starts.diff())
+    return torch.zeros_like(weight).index_add_(0, latents, listed.amounts.unsqueeze(1) * listed.inputs[listed.rows])
+
+
+def outcomes_of(architecture: str, dense_share: float) -> tuple[Learner, list[Outcome], Outcome]:
+    """A learner, the outcomes of a batch's pieces of 24, 24 and 16 rows, the second with a sink, and of the whole."""
+    made, x = learner(architecture), torch.randn(64, 16)
+    if isinstance(made.rule, ThresholdRule):
+        made.rule.dense_share = dense_share
+    x[30] = 1e4
+    batch = made._batch(x, None, None)
+    assert batch.n_kept == 63
+
+    def step(piece) -> Outcome:
+        return made.rule.step(piece, made.params, score_dtype=torch.float32)
+
+    return made, [step(piece) for piece in batch.slices(24)], step(batch)
+
+
+@pytest.mark.parametrize(("architecture", "dense_share"), LISTED + WHOLE)
+def test_the_outcome_of_a_batch_is_that_of_its_pieces_in_their_order(architecture, dense_share):
+    made, pieces, whole = outcomes_of(architecture, dense_share)
+    found = joined(pieces)
+    for name in ("values", "residual", "d_rows"):
+        assert torch.equal(getattr(found, name), torch.cat([getattr(one, name) for one in pieces])), name
+    for name in ("loss", "penalty", "d_scores"):
+        torch.testing.assert_close(getattr(found, name), sum(getattr(one, name) for one in pieces))
+    entries, n_listed = found.entries, sum(one.entries.n_listed for one in pieces)
+    assert (type(entries), entries.n_rows, entries.n_listed) == (type(whole.entries), 64, n_listed)
+    if isinstance(entries, SparseEntries):
+        rows = [one.entries.rows + first for one, first in zip(pieces, (0, 24, 48), strict=True)]
+        assert torch.equal(entries.rows, torch.cat(rows))
+        assert torch.equal(entries.latents, torch.cat([one.entries.latents for one in pieces]))
+    close = {"rtol": 1e-4, "atol": 1e-6}
+    for name, gradient in found.gradients.items():
+        wanted = sum(matrix(one.gradients[name]) for one in pieces)
+        torch.testing.assert_close(matrix(gradient), wanted, **close)
+        if isinstance(gradient, RowGradient):
+            torch.testing.assert_close(as_the_optimiser_reads(gradient, made.params[name]), wanted, **close)
+        if architecture not in CHOOSING_FROM_ALL:
+            torch.testing.assert_close(wanted, matrix(whole.gradients[name]), **close)

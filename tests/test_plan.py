@@ -489,6 +489,18 @@ def test_logits_of_an_evaluation_are_bounded(tmp_path: Path) -> None:
     assert needed[4] == needed[256] == 1.5 * 3 * 2**28 + 3 * 2**24  # 4 sequences of 256 · 65,536 logits are 256 MiB
 
 
+def test_the_index_of_the_report_counts_where_it_takes_more_than_checkpoints(tmp_path: Path) -> None:
+    config = replace(DEMO, sites=("layers.0",), held_out_rows=0)
+
+    def disk(**changes: Any) -> dict[str, float]:
+        return numbers_of(replace(config, **changes), tmp_path)[0]["ways"]["described"][0]["disk_bytes"]
+
+    assert set(disk()) == {"SAEs", "checkpoints"}
+    many = disk(held_out_tokens=10**8)
+    assert many == {"SAEs": disk()["SAEs"], "index": 4 * 16 * 10**8}
+    assert disk(held_out_tokens=10**8, report=False) == disk()
+
+
 def test_the_report_is_planned_too(tmp_path: Path) -> None:
     config = replace(DEMO, sites=("layers.0", "layers.1"), held_out_rows=0)
     found = {}

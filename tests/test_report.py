@@ -11,10 +11,11 @@ import pytest
 import fake_run
 from strata.errors import UserError
 from strata.report.charts import Axis, bars, curves
-from strata.report.numbers import MINUS, NBSP, duration, short_count, show, spread
+from strata.report.numbers import MINUS, MISSING, NBSP, duration, moment, short_count, show, spread
 from strata.report.page import write_report
 from strata.report.run_files import read_run
 from strata.report.snippets import snippet
+from strata.report.summary import tiles
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "line", "path", "rect"}
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -104,8 +105,11 @@ def test_verdict_and_numbers(tmp_path: Path) -> None:
         assert f"{measured['fvu']:.3f}" in cells
         assert f"{measured['ce_loss_score']:.3f}" in cells
         assert f"+{measured['delta_ce_percent']:.1f}{NBSP}%" in cells
-    assert "All SAEs at once" in page.text
     assert "0.607" in page.text
+    six = ["Explained variance", "CE loss score", "All SAEs at once", "Dead latents", "Active latents", "Time"]
+    assert [label for label, _, _ in tiles(read_run(tmp_path))] == six  # one row of a wide page, three of a phone
+    for said in (f"{NBSP}k rows per second and SAE", "2025-03-14 15:09 UTC"):
+        assert said in page.text, said
     for said in ("AMD EPYC 9B45", "2.13.0+cpu", "config", "sae.batch_size", "19.2", "GPTNeoXForCausalLM"):
         assert said in page.text, said
 
@@ -295,6 +299,9 @@ def test_numbers_read_well() -> None:
         "12,345",
         "0.00",
     ]
+    dates = ("2026-11-21T20:58:59+00:00", "2026-11-22T01:30:00+02:00", "2026-11-21 20:58:59.25")
+    assert [moment(v) for v in dates] == [f"2026-11-21 {time} UTC" for time in ("20:58", "23:30", "20:58")]
+    assert [moment(v) for v in ("some day", 2026, None, "")] == ["some day", "2026", MISSING, MISSING]
     assert spread([0.1, None, 0.2], "share") == f"10.0–20.0{NBSP}%"
     assert spread([0.5, 0.5], "ratio") == "0.500"
 

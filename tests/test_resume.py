@@ -448,6 +448,16 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     assert_same(resumed, whole)
 
 
+def test_a_training_that_goes_on_says_from_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stopped(prepared_for(rows_of_width()), tmp_path, step=4)
+    assert capsys.readouterr().err == ""
+    train(prepared_for(rows_of_width()), recorded(tmp_path, resume=True, progress=True))
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first == f"going on from step 4 of 10, the checkpoint {tmp_path / 'checkpoints' / 'step-4'}"
+    train(prepared_for(rows_of_width()), recorded(tmp_path, resume=True))
+    assert capsys.readouterr().err == "", "without progress"
+
+
 # --- from Python ----------------------------------------------------------------------------------------------------
 
 

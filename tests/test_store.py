@@ -231,6 +231,21 @@ def test_an_interrupted_collection_goes_on_and_leaves_the_same_bytes(
     assert before == {path: path.stat().st_mtime_ns for path in shards(tmp_path)}, "complete: left alone"
 
 
+def test_a_collection_says_where_it_goes_on_and_nothing_twice(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    with monkeypatch.context() as patched:
+        stop_after(2, patched)
+        with pytest.raises(_StoppedError):
+            write(lm, tmp_path)
+    monkeypatch.setattr(strata.activations.store_writing, "_SECONDS_BETWEEN_LINES", -1)  # a line for each shard
+    assert capsys.readouterr().err == ""
+    write_store(lm, TEXTS, sites=SITES, folder=tmp_path, plan=StorePlan(**SMALL), progress=True)
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == "going on behind 2 shards, 600 rows"
+    assert [line.split(" rows")[0] for line in lines] == ["900", "1,200", "1,216"]
+
+
 _KILLED = """
 import os, signal, sys
 import torch

@@ -94,6 +94,7 @@ def test_words_become_all_combinations() -> None:
     ("words", "sentence"),
     [
         (["kk=1"], r"`sweep` must name a setting of SAEConfig\. Got 'kk'\. Did you mean 'k'"),
+        (["d-sae=4096"], r"Got 'd_sae'\. Give 'expansion_factor': d_sae = expansion_factor · d_in\."),
         (["k"], r"`sweep` takes settings with their values, such as k=16,32\. Got 'k'"),
         (["k="], r"`sweep` takes settings with their values"),
         (["k=many"], r"`sweep` of k must be a whole number\. Got 'many'"),

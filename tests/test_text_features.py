@@ -291,6 +291,7 @@ def test_marks_tell_the_peak_and_what_is_half_as_strong() -> None:
     assert repr(TopTexts("of it", 0.0123, (text,))) == "of it: fires on 1.23 % of tokens\n       4  ab⟦c⟧⟨d⟩e"
     features = TextFeatures("layers.1", (TextFeature(17, 4.0, 4, text),))
     assert repr(features) == "layers.1: the strongest features\n      17         4    4 tokens  ab⟦c⟧⟨d⟩e"
+    assert repr(TextFeatures("layers.1", (TextFeature(17, 4.0, 1, text),))).endswith("     1 token  ab⟦c⟧⟨d⟩e")
 
 
 def test_shades_follow_the_activation() -> None:

@@ -18,11 +18,12 @@ from strata.kernels.operands import AdamRows, ByLatent, WholeRows
 from strata.kernels.padded import PaddedEntries
 from strata.sae import learner as learner_module
 from strata.sae.learner import Learner
+from strata.sae.rules.registry import RULES
 from strata.sae.rules.threshold import ThresholdRule
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
-ARCHITECTURES = ["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated"]
+ARCHITECTURES = tuple(RULES)
 SHAPES = [(1, 3, 8, 1), (3, 17, 20, 20), (3, 130, 300, 7), (2, 4, 1000, 33)]
 
 if INTERPRETED:

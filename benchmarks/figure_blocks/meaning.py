@@ -75,8 +75,8 @@ def group_features(results: Results) -> str:
     settled = record.get("setting", record)
     told = (
         f"Groups {' and '.join(settled['groups'])}, {len(record['seeds'])} seeds, {settled['n_features']} live"
-        f" features of each SAE at each layer. A score have {percent(sides[0])} and {percent(sides[1])} of them"
-        f" (layer-wise, groups); live are {percent(live[0])} and {percent(live[1])} of all."
+        f" features of each SAE at each layer: {percent(sides[0])} and {percent(sides[1])} of them have a score"
+        f" (layer-wise, groups). Live are {percent(live[0])} and {percent(live[1])} of all features."
     )
     return f"{told}\n\n{table(head, rows)}"
 

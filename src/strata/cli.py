@@ -37,13 +37,13 @@ examples:
   strata plan demo --calibrate                          seconds, memory, disk of it on this machine; and what else to do
   strata train demo                                     the embedded model on the Python standard library, every layer
   strata train --model EleutherAI/pythia-160m --data my.jsonl --sites layers.6 --sae.k 32
-  strata train --sites layers.3 --sweep k=16,32,64 seed=0,1
+  strata train --sites layers.3 --sweep k=16,32,64 seed=0,1 --out runs/sweep
   strata train demo --resume                            go on with a run that was interrupted
-  strata collect --model ./my-model --data texts/ --sites all --out activations/mine --dtype int8
-  strata train --activations activations/mine --sites layers.6 --sae.architecture jumprelu
+  strata collect --model ./my-model --data texts/ --sites all --out stores/mine --dtype int8
+  strata train --activations stores/mine --sites layers.6 --sae.architecture jumprelu
   strata groups demo                                    then: strata train --groups groups/demo-stdlib
-  strata train --groups auto                            one SAE per group of near layers
-  strata evaluate runs/layer-wise runs/grouped
+  strata train --groups auto --out runs/grouped         one SAE per group of near layers
+  strata evaluate runs/demo-stdlib runs/grouped
   strata dashboard runs/demo-stdlib                     index, explanations and pages, in one go
   strata explain runs/demo-stdlib --interpreter http --base-url http://localhost:8000/v1 --model my-model
   strata steer runs/demo-stdlib --site layers.3 --latent 123 --strength 4 --prompt "def add("

@@ -9,8 +9,8 @@ from inspect import cleandoc
 from types import MappingProxyType
 from typing import Any
 
-from strata.config.settings import said_of
-from strata.errors import UserError, did_you_mean
+from strata.config.settings import instead_of, said_of
+from strata.errors import UserError
 
 # What Python and tyro say of a word of the wrong kind, and the kinds as people call them.
 _KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "STR": "a word"}
@@ -101,7 +101,7 @@ def _one_sentence(complaint: str, descriptions: Sequence[type], *, command: str)
         if not name.startswith("-"):
             return f"Unexpected word {name!r} among the flags. `strata {command} --help` lists them."
         known = [flag for description in descriptions for flag in _flags(description)]
-        near = did_you_mean(name, known).split(" Known are:")[0]
+        near = instead_of(name, known).split(" Known are:")[0]
         return f"Unknown flag {name}.{near} `strata {command} --help` lists all."
     if wrong := _WRONG_KIND.match(body):
         kinds = [_KINDS.get(kind, kind.strip("{}")) for kind in wrong["kinds"].split("|")]

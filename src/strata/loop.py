@@ -12,7 +12,7 @@ from strata.checkpoint import load_checkpoint, save_checkpoint
 from strata.distributed.checkpoint import restored, save_shared
 from strata.doctor.live import Watch
 from strata.errors import UserError
-from strata.log import Progress
+from strata.log import Progress, say
 from strata.prepare import Prepared
 from strata.recording import Recording, RunLines
 from strata.sae.graphed import GraphedSteps, are_recorded
@@ -143,7 +143,12 @@ def _restore(prepared: Prepared, recording: Recording) -> tuple[int, dict[str, f
         learner.load_state(states[key])
     if rows:
         prepared.rows.load_state(rows)
-    return found.state["step"], found.state["seconds"]
+    step = found.state["step"]
+    say(
+        f"going on from step {step} of {prepared.n_steps}, the checkpoint {recording.checkpoints / f'step-{step}'}",
+        shown=recording.progress and prepared.spread.ranks.is_first,
+    )
+    return step, found.state["seconds"]
 
 
 def _interrupted(recording: Recording, *, number: int, step: int | None, n_steps: int) -> Interrupted:

@@ -74,7 +74,9 @@ def train_run(config: TrainConfig, *, progress: bool = True, ranks: Ranks = ALON
         if ranks.is_first:
             remove_leftovers(folder)
         if before["status"] == "trained":
-            return rows, _load_trained(folder, before, report=config.report)
+            trained = _load_trained(folder, before, report=config.report)
+            say("the training had ended; what is left is the evaluation", shown=progress)
+            return rows, trained
     recording = _recording(config, folder, progress=progress)
     prepared = _prepared(rows, source, assignments, device=device, spread=spread)
     record |= {**prepared.facts, "groups": groups.named(), "groups_measured": groups.measured()}

@@ -25,6 +25,7 @@ from strata.activations.store_layout import (
 from strata.activations.store_plan import StorePlan, differences, make_manifest
 from strata.activations.stream import Stream
 from strata.activations.whole_files import only_writer, writing_to
+from strata.amounts import counted
 from strata.atomic import as_json
 from strata.errors import UserError
 from strata.lm.model import LanguageModel
@@ -109,6 +110,9 @@ class _Writer:
             say(f"{self._folder}: part {self._part} is complete", shown=self._progress)
             return
         self._refuse_iterator(continues=bool(record.shards))
+        if record.shards:
+            n_rows = sum(shard.rows for shard in record.shards)
+            say(f"going on behind {counted(len(record.shards), 'shard')}, {n_rows:,} rows", shown=self._progress)
         record = self._write_rows(record)
         if self._part.index == 0 and self._held_out_tokens is not None:
             record = self._write_held_out(record, self._held_out_tokens)
@@ -213,6 +217,7 @@ class _Lines:
     def __init__(self, n_rows: int | None, *, done: int, shown: bool) -> None:
         self._n_rows, self._done, self._shown = n_rows, done, shown
         self._before, self._bytes = done, 0
+        self._said: int | None = None  # rows in the last line
         self._start = self._last = time.monotonic()
 
     def show(self, shard: ShardRecord) -> None:
@@ -220,11 +225,15 @@ class _Lines:
         self._done += shard.rows
         self._bytes += shard.bytes
         if time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
-            self.end()
+            self._say()
 
     def end(self) -> None:
-        """Say it now."""
-        self._last = time.monotonic()
+        """All shards are finished."""
+        if self._said != self._done:
+            self._say()
+
+    def _say(self) -> None:
+        self._last, self._said = time.monotonic(), self._done
         rate = (self._done - self._before) / max(self._last - self._start, 1e-9)
         left = ""
         if self._n_rows is not None and rate > 0 and self._done < self._n_rows:

@@ -30,7 +30,8 @@ class Stream:
         n_tokens: rows of one epoch; None takes the whole text, which is then tokenised and counted first (its token ids
             are kept: 4 bytes a token).
         repeat: read a text with fewer rows again from its start; else it ends there.
-        buffer_tokens: rows per site in the shuffle buffer; None is 65,536, or 4 batches where that is more.
+        buffer_tokens: rows per site in the shuffle buffer; None is 65,536, or 4 batches or 4 forward passes where that
+            is more.
         lm_dtype: precision of the forward: "auto", "fp32" or "bf16".
         overlap: of forwards with the training: "auto" (on CUDA beside it, on another stream; on the CPU not), "thread"
             or "off". The batches are the same bitwise. See `strata.activations.ahead`.

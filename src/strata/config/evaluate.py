@@ -33,7 +33,7 @@ class EvaluateConfig:
     """Tasks of the lm-evaluation-harness (extra `lm-eval`), for the model itself and with each suite in all its sites
     (slow)."""
     lm_eval_limit: Literal["all"] | int = "all"
-    """The first documents of each of these tasks to take, so many."""
+    """How many documents of each of these tasks, the first ones."""
     lm_eval_path: Literal["none"] | Path = "none"
     """Folder with YAML files of tasks of your own for it."""
     out: Path | Auto = "auto"

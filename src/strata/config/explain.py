@@ -17,7 +17,7 @@ class ExplainConfig(IndexConfig):
 
     interpreter: Literal["patterns", "http", "local"] = "patterns"
     """Who explains, simulates and judges. "patterns" needs no language model: tokens and left contexts that predict
-    firing. "http" is an endpoint that speaks OpenAI's protocol (extra `explain`), "local" a Hugging Face model."""
+    firing. "http" is an endpoint that speaks OpenAI's protocol (extra `openai`), "local" a Hugging Face model."""
     scorers: tuple[Literal["simulation", "detection", "fuzzing"], ...] = ("simulation", "detection", "fuzzing")
     """How explanations are scored."""
     shuffled: Literal["auto", "yes", "no"] = "auto"

@@ -37,8 +37,9 @@ class GroupsConfig:
     """Without `k` and `budget` the smallest number of groups is taken whose AMAD (mean diameter) is below this; "auto"
     is 0.2."""
     budget: float | Literal["none"] = "none"
-    """The most that training the SAEs may cost, as a share of one SAE per layer (0.5: half as many SAEs as layers): the
-    most groups within it are taken. The cost with the language model's pass, which stays, is told beside it."""
+    """The most that training the SAEs may cost, as a share of the cost of one SAE per layer (0.5: half as many SAEs as
+    layers): the most groups within it are taken. The cost with the language model's pass, which stays, is told
+    beside it."""
     last_layer: bool = False
     """Whether the last layer may be in a group; else it has its own SAE."""
     expansion_factor: int = 16

@@ -1,6 +1,7 @@
 """What a frozen description may hold: kinds of values, ranges, unknown names; each complaint one sentence."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 from strata.errors import UserError, did_you_mean
 
 Auto = Literal["auto"]
+_SET_BY = {"d_sae": ("expansion_factor", "d_sae = expansion_factor · d_in")}  # settings of other libraries
 
 
 def require(ok: bool, setting: str, rule: str, given: object, way_out: str) -> None:
@@ -49,7 +51,7 @@ def named(kind: Any) -> str:
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(named(option) for option in get_args(kind))
     if get_origin(kind) is tuple:
-        return "a tuple of texts"
+        return f"several of {named(get_args(kind)[0])}"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
     return words[kind] if kind in words else str(getattr(kind, "__name__", kind))
 
@@ -67,6 +69,23 @@ def check_kinds(config: Any) -> None:
             raise UserError(f"`{kind_of_config.__name__}.{name}` must be {named(kind)}. Got {value!r}.")
 
 
+def instead_of(name: str, known: Sequence[str]) -> str:
+    """The end of an error sentence on an unknown setting: what it is set by here, or else as `did_you_mean` says it.
+
+    Args:
+        name: what was given, a field or a flag.
+        known: those that there are, written alike.
+    """
+    setting, formula = _SET_BY.get(_bare(name), ("", ""))
+    ours = next((one for one in known if _bare(one) == setting), None)
+    return did_you_mean(name, known) if ours is None else f" Give {ours!r}: {formula}."
+
+
+def _bare(name: str) -> str:
+    """A flag as its field is called; fields as they are."""
+    return name.rpartition(".")[2].lstrip("-").replace("-", "_")
+
+
 Described = TypeVar("Described")
 
 
@@ -80,7 +99,7 @@ def names_unknown_settings(cls: type[Described]) -> type[Described]:
     def __init__(self: Any, **settings: Any) -> None:
         for name in settings:
             if name not in known:
-                raise UserError(f"`{cls.__name__}` has no setting {name!r}.{did_you_mean(name, known)}")
+                raise UserError(f"`{cls.__name__}` has no setting {name!r}.{instead_of(name, known)}")
         make(self, **settings)
 
     described.__init__ = __init__

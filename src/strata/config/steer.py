@@ -33,7 +33,7 @@ class SteerConfig:
     mode: Literal["add", "clamp", "min_clamp", "ablate"] = "add"
     """"add" its direction, "clamp" its activation to a value, "min_clamp" to a value at least, "ablate" it (to 0)."""
     strength: tuple[float, ...] = (1.0, 2.0, 4.0)
-    """How much, one text for each; what "ablate" has none of."""
+    """How much, one text for each; "ablate" takes none."""
     unit: Literal["max_activation", "norm", "absolute"] = "max_activation"
     """What a strength of 1 is: the feature's largest activation (in the run's index if there is one, else in held-out
     text), the mean norm of the site's activations in held-out text, or 1."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, cast, get_type_hints
 
-from strata.config.settings import fits, named
+from strata.config.settings import fits, instead_of, named
 from strata.config.train import SAEConfig
-from strata.errors import UserError, did_you_mean
+from strata.errors import UserError
 
 _SHARED = ("batch_size", "num_epochs", "text_batch_size")  # what decides which rows a step sees
 
@@ -73,7 +73,7 @@ def _parse(word: str) -> tuple[str, list[Any]]:
     if not equals or not values.strip():
         raise UserError(f"`sweep` takes settings with their values, such as k=16,32. Got {word!r}.")
     if name not in known:
-        raise UserError(f"`sweep` must name a setting of SAEConfig. Got {name!r}.{did_you_mean(name, known)}")
+        raise UserError(f"`sweep` must name a setting of SAEConfig. Got {name!r}.{instead_of(name, known)}")
     kind = get_type_hints(SAEConfig)[name]
     found = [_value(text.strip(), name=name, kind=kind) for text in values.split(",")]
     if len(set(found)) < len(found):

@@ -171,9 +171,9 @@ class TrainConfig:
     context_tokens: int = 256
     """Length of the packed sequences, in tokens."""
     buffer_tokens: int | Auto = "auto"
-    """Rows per site in the shuffle buffer; "auto" is 65,536, or 4 batches where that is more."""
+    """Rows per site in the shuffle buffer; "auto" is 65,536, or 4 batches or 4 forward passes where that is more."""
     sae: SAEConfig = field(default_factory=SAEConfig)
-    """The SAEs, one per site."""
+    """The SAEs, one per site or group of sites."""
     sweep: tuple[str, ...] = ()
     """Settings of `sae` of which several values are trained side by side on the same rows, e.g. k=16,32 seed=0,1; all
     combinations."""

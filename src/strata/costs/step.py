@@ -4,7 +4,7 @@ from dataclasses import astuple, dataclass
 from typing import Literal
 
 _REVIVAL_ROWS, _REVIVAL_LATENTS = 512, 1024  # the most that the revival term looks at (strata.sae.revival, .learner)
-_DEAD_SHARE = 0.05  # assumed of the latents; Strata's recorded runs lie at 0 to 9 % (docs/dead-latents.md)
+_DEAD_SHARE = 0.05  # assumed of the latents; what runs have shown stands in docs/dead-latents.md
 _WEIGHT_BYTES = 26  # per weight: two moments and the weight read and written, its copy in the precision that selects
 
 

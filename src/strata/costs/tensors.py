@@ -1,4 +1,4 @@
-"""Bytes of SAEs' tensors: in training, in a checkpoint, in a run's folder."""
+"""Bytes of SAEs' tensors: in training, in a checkpoint, in a run's folder, in an index."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -26,6 +26,17 @@ def folder_bytes(saes: Sequence[SAEShape]) -> float:
         copies = sae.n_sites + 1 if sae.n_sites > 1 else 1
         total += copies * matrices + (2 if sae.n_sites > 1 else 1) * sae.n_sites * own
     return total
+
+
+def index_bytes(saes: Sequence[SAEShape], *, n_tokens: int) -> float:
+    """Bytes of an index (`strata.interpret.index_layout`): four for each firing, beside which the rest is little.
+
+    Args:
+        saes: all of them, with k as the number that fires (of a sweep, whose SAEs come one after the other in a report,
+            it is at most so much).
+        n_tokens: of the text.
+    """
+    return sum(4.0 * n_tokens * sae.n_sites * sae.k for sae in saes)
 
 
 def weight_bytes(sae: SAEShape) -> float:

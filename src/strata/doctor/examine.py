@@ -72,15 +72,24 @@ def examine(folder: Path) -> Diagnosis:
 def _summary(folder: Path, run: Record) -> tuple[str, ...]:
     status = {"trained": "finished", "training": "not finished"}.get(run.facts.status or "", "unknown whether finished")
     of = "" if run.facts.n_steps is None else f" of {run.facts.n_steps:,}"
+    left = _checkpoint(run)
     if not run.lines:
-        return (f"{folder}: {status}, no line in metrics.jsonl yet.",)
-    said = [f"{folder}: {status}, step {run.step:,}{of}{_time(run)}."]
+        return (f"{folder}: {status}, no line in metrics.jsonl yet.", *left)
+    said = [f"{folder}: {status}, step {run.step:,}{of}{_time(run)}.", *left]
     quality = [f"FVU {between(found)} (share of the variance that is lost)" for found in [_last(run, "fvu")] if found]
     quality += [f"L0 {between(found)}" for found in [_last(run, "l0")] if found]
     quality += [
         f"dead {between(found, shown='percent')}{_window(run)}" for found in [_last(run, "dead_share")] if found
     ]
     return (*said, f"{'; '.join(quality)}.") if quality else tuple(said)
+
+
+def _checkpoint(run: Record) -> list[str]:
+    """What a run that is not finished can go on from; whether it was stopped or is going on its folder does not say."""
+    if run.facts.status != "training" or run.checkpoint_step is None:
+        return []
+    resume = "If it was stopped, the same command with --resume goes on from there."
+    return [f"Its last checkpoint is of step {run.checkpoint_step:,}. {resume}"]
 
 
 def _time(run: Record) -> str:

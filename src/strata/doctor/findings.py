@@ -16,7 +16,7 @@ class Finding:
     """One thing that somebody should know.
 
     Attributes:
-        name: in a word or two with hyphens; the same for the same thing, and a heading of docs/reading-a-run.md.
+        name: in a word or two with hyphens; the same for the same thing, and a row of docs/reading-a-run.md's table.
         severity: "note" is good to know, "warning" wastes time or quality, "error" spoils the result.
         what: one sentence.
         evidence: the numbers it rests on, in words.
@@ -47,7 +47,7 @@ class Finding:
         ]
 
     def line(self) -> str:
-        """Under a progress bar."""
+        """Above a progress bar."""
         of = f" [{listed(self.sites)}]" if self.sites else ""
         return f"{self.severity} · {self.name}{of}: {self.what} {self.evidence} {self.todo}"
 

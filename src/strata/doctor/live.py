@@ -1,4 +1,4 @@
-"""Findings while a run goes on: lines under the progress bar."""
+"""Findings while a run goes on: lines above the progress bar."""
 
 import logging
 from collections.abc import Mapping

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from strata.atomic import read_object
+from strata.checkpoint import checkpoint_steps
 from strata.doctor.expectation import expected_speed, mapping
 from strata.doctor.facts import Facts, SAEFacts, facts_of
 from strata.doctor.words import number
@@ -30,6 +31,7 @@ class Record:
         lines: of metrics.jsonl, each with `step` and `sites`.
         n_damaged: lines that could not be read, a torn last one apart.
         silent_seconds: since something was last written; None while the run is watched.
+        checkpoint_step: of the newest checkpoint; None without one.
 
     Attributes:
         lines: in the order of their steps, of several with one step the last.
@@ -43,8 +45,10 @@ class Record:
         *,
         n_damaged: int = 0,
         silent_seconds: float | None = None,
+        checkpoint_step: int | None = None,
     ) -> None:
         self.facts, self.n_damaged, self.silent_seconds = facts, n_damaged, silent_seconds
+        self.checkpoint_step = checkpoint_step
         self.n_backwards = sum(b["step"] <= a["step"] for a, b in pairwise(lines))
         by_step = {line["step"]: line for line in lines}
         self.lines = list(lines) if not self.n_backwards else [by_step[step] for step in sorted(by_step)]
@@ -158,7 +162,9 @@ def read_run(folder: Path) -> Record:
     silent = max(0.0, time.time() - written.stat().st_mtime)
     if "predicted" not in record:
         record["predicted"] = expected_speed(record)
-    return Record(facts_of(record, folder=folder), lines, n_damaged=n_damaged, silent_seconds=silent)
+    checkpoint = next(iter(checkpoint_steps(folder / "checkpoints")), None)
+    facts = facts_of(record, folder=folder)
+    return Record(facts, lines, n_damaged=n_damaged, silent_seconds=silent, checkpoint_step=checkpoint)
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

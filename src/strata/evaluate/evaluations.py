@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from strata.amounts import counted
 from strata.config.evaluate import EvaluateConfig
 from strata.evaluate.circuit_curves import circuit_curves
 from strata.evaluate.lm_eval_suites import lm_eval_suites
@@ -63,7 +64,7 @@ def _tasks(asked: Asked) -> list[Any]:
     lm = asked.opened.lm
 
     def scores(pairs: TaskPairs) -> dict[str, Any]:
-        say(f"task {pairs.name}: {len(pairs)} pairs", shown=asked.progress)
+        say(f"task {pairs.name}: {counted(len(pairs), 'pair')}", shown=asked.progress)
         of_suites = {name: task_scores(lm, pairs, saes) for name, saes in asked.suites.items()}
         return {"task": pairs.name, "model": lm.name, "clean": task_scores(lm, pairs), "suites": of_suites}
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from strata.activations.distances import LayerSimilarity
+from strata.amounts import counted
 from strata.config.groups import GroupsConfig
 from strata.errors import UserError
 from strata.grouping import Groups, amad, first_below, partitions, worst_diameter
@@ -73,8 +74,8 @@ def check_choice(config: GroupsConfig, *, n_layers: int) -> None:
     least = (1 + n_alone) / n_layers
     if config.budget != "none" and config.budget < least:
         raise UserError(
-            f"`budget` must be at least {math.ceil(1000 * least) / 1000:.3f}, the cost of one group ({1 + n_alone} SAEs"
-            f" for {n_layers} layers). Got {config.budget}. Raise it"
+            f"`budget` must be at least {math.ceil(1000 * least) / 1000:.3f}, the cost of one group"
+            f" ({counted(1 + n_alone, 'SAE')} for {counted(n_layers, 'layer')}). Got {config.budget}. Raise it"
             f"{'.' if config.last_layer else ', or group the last layer too with last_layer.'}"
         )
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from strata.activations.harvest import token_stream
 from strata.activations.store import open_store
+from strata.amounts import counted
 from strata.config.groups import GroupsConfig
 from strata.groups.files import check_folder, write_groups
 from strata.groups.measured import Layers, StoredLayers, TextLayers
@@ -54,8 +55,9 @@ def _summary(record: dict[str, Any]) -> str:
     chosen = chosen_row(record)
     whole = chosen["cost_share"]
     total = "unknown" if whole is None else f"{100 * whole:.0f} %"
+    layers, saes = counted(len(record["sites"]), "layer"), counted(chosen["n_saes"], "SAE")
     return (
-        f"{len(record['sites'])} layers in {chosen['n_saes']} SAEs (worst diameter {chosen['worst_diameter']:.3f}, AMAD"
-        f" {chosen['amad']:.3f}). Of the FLOPs with one SAE per layer: {100 * chosen['sae_share']:.0f} % for the SAEs,"
-        f" {total} with the language model's pass. {record['n_tokens']} rows in {record['seconds']:.0f} s"
+        f"{layers} in {saes} (worst diameter {chosen['worst_diameter']:.3f}, AMAD {chosen['amad']:.3f}). Of the FLOPs"
+        f" with one SAE per layer: {100 * chosen['sae_share']:.0f} % for the SAEs, {total} with the language model's"
+        f" pass. {record['n_tokens']} rows in {record['seconds']:.0f} s"
     )

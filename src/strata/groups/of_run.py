@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from strata.amounts import counted
 from strata.config.groups import GroupsConfig
 from strata.config.layer_groups import checked_groups, group_name
 from strata.config.sweep import sweep_configs
@@ -87,6 +88,7 @@ def groups_of(
         return groups
     if before is not None:  # without groups it is another run, which is said later
         given = before.get("groups")
+        say(f"groups as measured before: {', '.join(given or ())}", shown=progress and bool(given))
         return RunGroups(given and [tuple(sites) for sites in given.values()])
     return _measured(config, rows, progress=progress)
 
@@ -94,7 +96,7 @@ def groups_of(
 def _measured(config: TrainConfig, rows: RunRows, *, progress: bool) -> RunGroups:
     layers = _layers(config, rows)
     check_choice(GroupsConfig(), n_layers=len(layers.sites))
-    say(f"measuring how alike {len(layers.sites)} layers are", shown=progress)
+    say(f"measuring how alike {counted(len(layers.sites), 'layer')} are", shown=progress)
     n_tokens = layers.n_rows(_TOKENS if config.n_tokens == "all" else min(_TOKENS, config.n_tokens))
     if n_tokens < _LEAST_TOKENS:
         raise UserError(
@@ -103,7 +105,7 @@ def _measured(config: TrainConfig, rows: RunRows, *, progress: bool) -> RunGroup
         )
     record = groups_record(layers, _as_groups_config(config, layers, n_tokens=n_tokens), progress=progress)
     groups = [tuple(sites) for sites in record["groups"]]
-    say(f"{len(groups)} groups: {', '.join(map(group_name, groups))}", shown=progress)
+    say(f"{counted(len(groups), 'group')}: {', '.join(map(group_name, groups))}", shown=progress)
     return RunGroups(groups, record)
 
 

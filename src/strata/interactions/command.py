@@ -77,7 +77,7 @@ def interactions(config: InteractionsConfig, *, progress: bool = True) -> Intera
     counts: dict[str, Any] = {"coactivation": _counted(pairs, n_kept=n_kept, seconds=seconds)}
     edges = NO_EDGES
     if len(sites) > 1 and config.n_targets > 0:
-        say(f"the sources of {config.n_targets} features of each site but the first", shown=progress)
+        say(f"the sources of {counted(config.n_targets, 'feature')} of each site but the first", shown=progress)
         start = time.perf_counter()
         edges = _edges(index, sites, config)
         spent = vars(edges.spent) | {"n_targets": len(edges.targets)}
@@ -125,7 +125,8 @@ def told(counts: Mapping[str, Any]) -> list[str]:
         spent = counts["attribution"]
         passes = f"{spent['n_forwards']:,} forward and {spent['n_backwards']:,} backward passes"
         took = f"{passes}, {spent['seconds']:.3g} s"
-        lines += [f"edges into {spent['n_targets']:,} targets: {took}; they grow with targets x batches of text"]
+        targets = counted(spent["n_targets"], "target")
+        lines += [f"edges into {targets}: {took}; they grow with targets x batches of text"]
     return lines
 
 

@@ -8,6 +8,7 @@ from markupsafe import escape
 from torch import Tensor
 
 from strata.activations.harvest import harvest, token_stream
+from strata.amounts import counted
 from strata.errors import UserError, did_you_mean
 from strata.interpret.shown_texts import ShownText
 from strata.lm.model import LanguageModel
@@ -58,7 +59,8 @@ class TextFeatures:
         return self.features[place]
 
     def __repr__(self) -> str:
-        lines = (f"{f.latent:>8}  {f.activation:8.3g}  {f.n_fired:>3} tokens  {f.text}" for f in self.features)
+        fired = [counted(f.n_fired, "token") for f in self.features]
+        lines = (f"{f.latent:>8}  {f.activation:8.3g}  {n:>10}  {f.text}" for f, n in zip(self, fired, strict=True))
         return "\n".join([f"{self.site}: the strongest features", *lines])
 
     def _repr_html_(self) -> str:

@@ -100,10 +100,12 @@ class SiteMap:
         modules = dict(_named_modules(self._model))
         if name and name in modules:
             return Site(name, name, in_residual_stream=False)
-        parts = [site.name for site in self._sub_block_sites()]
+        known = [*self.names, *(site.name for site in self._sub_block_sites()), *(path for path in modules if path)]
+        number = re.search(r"\d+", name)  # of a layer, in names of other libraries: blocks.3.hook_resid_post
+        near = did_you_mean(name, known, otherwise=f"layers.{number[0]}" if number else None)
         raise UserError(
             f"`site` must be a residual stream ('layers.0'), a sub-block ('layers.0.mlp') or a module path. "
-            f"Got {name!r}.{did_you_mean(name, [*self.names, *parts, *(path for path in modules if path)])}"
+            f"Got {name!r}.{near}"
         )
 
     def module(self, site: Site) -> nn.Module:

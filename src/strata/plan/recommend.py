@@ -24,6 +24,7 @@ _WAYS_OUT = {
     "finished copies": "Train fewer SAEs in one run (sites, sweep, groups), or lower sae.expansion_factor.",
     "store": "Lower n_tokens, or take another dtype.",
     "checkpoints": "Lower keep_checkpoints.",
+    "index": "Lower held_out_tokens, or leave the report out (--no-report).",
     "SAEs": "Lower sae.expansion_factor, or give --out on another disk.",
 }
 

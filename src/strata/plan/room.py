@@ -14,7 +14,7 @@ from strata.costs.memory import (
     training_memory,
 )
 from strata.costs.step import Rates, SAEShape
-from strata.costs.tensors import checkpoint_bytes, folder_bytes
+from strata.costs.tensors import checkpoint_bytes, folder_bytes, index_bytes
 from strata.plan.model import Model
 from strata.plan.quote import Excess
 from strata.plan.rows import RowShape, Source
@@ -129,13 +129,17 @@ def placed(memory: Parts, source: Source, rates: Rates) -> tuple[Parts, Parts]:
 
 
 def disk_of(subject: Subject, shape: RowShape, source: Source, saes: Sequence[PlannedSAE], *, exists: bool) -> Parts:
-    """Disk at the peak, by part: SAEs, checkpoints with the one that is being written, the store that is to be made."""
-    shapes = [sae.shape for sae in saes]
-    parts = {"SAEs": folder_bytes(shapes)}
-    parts["checkpoints"] = (subject.config.keep_checkpoints + 1) * checkpoint_bytes(shapes)
+    """Disk at the peak, by part: SAEs, the store that is to be made, and beside them checkpoints with the one that is
+    being written, or the index of the report's examples, which comes when they are gone.
+    """
+    shapes, config = [sae.shape for sae in saes], subject.config
+    stays = {"SAEs": folder_bytes(shapes)}
     if source not in ("stream", "collected") and not exists:
-        parts["store"] = float((subject.n_rows + STORE_HELD_OUT) * shape.stored_bytes(source))
-    return parts
+        stays["store"] = float((subject.n_rows + STORE_HELD_OUT) * shape.stored_bytes(source))
+    phases = [{"checkpoints": (config.keep_checkpoints + 1) * checkpoint_bytes(shapes)}]
+    if config.report and subject.model.lm is not None:
+        phases.append({"index": index_bytes(shapes, n_tokens=config.held_out_tokens)})
+    return stays | max(phases, key=lambda parts: sum(parts.values()))
 
 
 def too_large(ram: Parts, device: Parts, disk: Parts, rates: Rates, *, free_bytes: float | None) -> tuple[Excess, ...]:

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from strata.amounts import MISSING, prefixed, share, spent
+from strata.amounts import MISSING, counted, prefixed, share, spent
 from strata.costs.step import Rates
 from strata.plan.quote import Quote
 from strata.plan.ways import Ways, shown_groups
@@ -62,7 +62,7 @@ def quotes_table(
     header += ["price"] if with_price else []
     return aligned([*header, "fits"], [
         [
-            f"{quote.n_devices} device{'s' if quote.n_devices > 1 else ''}" if by_devices else quote.name,
+            counted(quote.n_devices, "device") if by_devices else quote.name,
             f"{quote.n_saes}",
             prefixed(quote.lm_flops),
             prefixed(quote.sae_flops),
@@ -100,7 +100,7 @@ def groups_table(ways: Ways, *, assumed: bool) -> list[str]:
         columns |= {f"device B{on_one}": [_total(one.device_bytes) for one in ones]}
     columns |= {"disk B": [_total(one.disk_bytes) for one in ones]}
     for n in counts:
-        title = f"{n} device{'s' if n > 1 else ''}" if on_one else "time"
+        title = counted(n, "device") if on_one else "time"
         quotes = [next(quote for quote in each if quote.n_devices == n) for each in shown]
         columns[title] = [timed(quote.total_seconds, assumed=assumed) for quote in quotes]
     if whole.price is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from strata.amounts import prefixed, sized
+from strata.amounts import counted, prefixed, sized
 from strata.config.plan import PlanOptions
 from strata.config.train import TrainConfig
 from strata.costs.pretraining import known_training_tokens
@@ -99,7 +99,7 @@ def _headline(subject: Subject, rates: Rates) -> list[str]:
         else (f"; {sized(flops, 'FLOP')} per token as far as {_deepest(subject)} (context {config.context_tokens})")
     )
     text = f"text: {config.data}" if subject.store is None else f"store: {config.activations}"
-    epochs = f"{config.sae.num_epochs} epochs" if config.sae.num_epochs > 1 else "1 epoch"
+    epochs = counted(config.sae.num_epochs, "epoch")
     steps = f"{subject.n_steps:,} steps of {config.sae.batch_size:,} rows"
     lines = [
         f"{model.name}{size}{forward}",
@@ -132,8 +132,7 @@ def _saes(saes: Sequence[PlannedSAE]) -> str:
     noun = "SAE" if shapes[0].d_out is None else "transcoder"
     skipping = " with a skip connection" if shapes[0].skip else ""
     return (
-        f"{len(saes)} {noun}{'s' if len(saes) > 1 else ''}{skipping}"
-        f" on {len(sites)} site{'s' if len(sites) > 1 else ''} ({named})"
+        f"{counted(len(saes), noun)}{skipping} on {counted(len(sites), 'site')} ({named})"
         f" of width {both([one.d_in for one in shapes])}: {both([one.d_sae for one in shapes])} latents,"
         f" k {both([one.k for one in shapes])}, {', '.join(sorted({one.architecture for one in shapes}))}"
     )

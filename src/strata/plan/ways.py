@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from strata.amounts import counted
 from strata.plan.pricing import Pricing
 from strata.plan.quote import Quote, device_counts
 from strata.plan.rows import STORE_TYPES, Source
@@ -52,7 +53,7 @@ def ways_of(pricing: Pricing, source: Source) -> Ways:
     layers = [] if subject.targets else subject.layers
     for k in range(len(layers), 0, -1):
         saes = layer_saes(subject.configs, layers, subject.widths, n_groups=k)
-        name = "one SAE per layer" if k == len(layers) else f"{k} group{'s' if k > 1 else ''}"
+        name = "one SAE per layer" if k == len(layers) else counted(k, "group")
         groups[k] = [pricing.quote(name, source, saes, n_devices=n, exists=exists) for n in devices]
     return Ways(described=described, sources=sources, groups=groups)
 

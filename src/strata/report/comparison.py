@@ -14,6 +14,7 @@ from strata.evaluate.compare import compare_runs
 from strata.out_folder import check_free, new_folder, unfinished_beside
 from strata.report.comparison_tables import tables
 from strata.report.cost_plot import cost_plot, left_out, points
+from strata.report.numbers import moment
 from strata.report.templates import filled
 
 _RECORD = "evaluation.json"
@@ -96,7 +97,7 @@ def _markdown(found: dict[str, Any], title: str, plots: list[str]) -> str:
     models = (f"{name}: {n['n_rows']:,} rows of {n['n_tokens']:,} tokens" for name, n in text["models"].items())
     about = (
         f"Held-out documents of {text['data']}, {text['context_tokens']} tokens of context ({'; '.join(models)})."
-        f" Strata {found['strata_version']}, {found['date']}."
+        f" Strata {found['strata_version']}, {moment(found['date'])}."
     )
     drawn = [f"![{name}]({name}.svg)" for name in plots] + left_out(found)
     shown = ["## Quality against cost", *drawn] if drawn else []
@@ -113,7 +114,7 @@ def _page(found: dict[str, Any], title: str, plots: dict[str, str]) -> str:
             ("Text", f"{text['data']}, held-out documents"),
             *models,
             ("Context", f"{text['context_tokens']} tokens"),
-            ("Date", str(found["date"])[:10]),
+            ("Date", moment(found["date"])),
         ],
         "plots": [Markup(plot) for plot in plots.values()],
         "left_out": left_out(found),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from strata.amounts import counted
 from strata.evaluate.harness import harness_table
 from strata.report.columns import FURTHER, HEADLINE
 from strata.report.numbers import MISSING, NBSP, Form, duration, number, show
@@ -49,17 +50,18 @@ def tables(found: Found) -> list[Table]:
 
 def _suites(found: Found) -> Table:
     sites = found["mean_sites"]
-    where = f"{len(sites)} sites that all suites have" if sites else "each suite's own sites: they have none in common"
+    where = "each suite's own sites: they have none in common"
+    if sites:
+        where = f"the {counted(len(sites), 'site')} that all suites have"
     head = ["Suite", "SAEs", "Latents", "k", *(_COLUMNS[key].label for key in _MEANS)]
     rows: list[list[str]] = []
     for name, suite in found["suites"].items():
         shown = [show(suite["means"][key], _COLUMNS[key].form) for key in _MEANS]
         rows.append([name, _n_saes(suite), _latents(suite), str(suite["settings"]["k"]), *shown])
-    note = f"Means over the {where}." if sites else f"Means over {where}."
     random = any(suite["random_weights"] for suite in found["suites"].values())
     return Table(
         "Suites",
-        f"{note} Losses are with one site replaced at a time."
+        f"Means over {where}. Losses are with one site replaced at a time."
         + (" A model with random weights has no loss to lose." if random else ""),
         head,
         rows,

@@ -185,7 +185,9 @@ def _panel(
     taken: list[tuple[float, float, float, float]] = [
         (x_of(x) - 6, y_of(point.y) - 6, x_of(x) + 6, y_of(point.y) + 6) for point, x in known
     ]
-    for point, x in pairs:
+    lines = [point for point, _ in pairs if point.kind == "PCA"]
+    taken += [(left, y_of(point.y) - 2, right, y_of(point.y) + 2) for point in lines]
+    for point, x in sorted(pairs, key=lambda pair: pair[0].kind != "PCA"):  # lines first, whose names have less room
         colour = _COLOURS[point.kind]
         if point.kind == "PCA":
             drawn.append(_line(left, y_of(point.y), right, y_of(point.y), colour=colour, dashed=True))
@@ -204,8 +206,8 @@ def _panel(
 def _label(
     name: str, x: float, y: float, taken: list[tuple[float, float, float, float]], *, bounds: tuple[float, float]
 ) -> str:
-    """The name beside its point, at the first of several places where no point and no other name is; a line leads to
-    those farther off. A point whose name finds no room goes without; its tip tells it.
+    """The name beside its point, at the first of several places where nothing is that is `taken`; a line leads to those
+    farther off. A point whose name finds no room goes without; its tip tells it.
     """
     if not name:
         return ""

@@ -1,5 +1,6 @@
 """Figures of layer groups as SVG: they stand by themselves or in a page, and follow its light or dark colours."""
 
+import itertools
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -18,7 +19,10 @@ _PALE, _DEEP = (253, 246, 238), (122, 43, 10)
 _MOST_NUMBERED = 26  # layers; more of them get smaller cells without numbers, which a pointer still shows
 _LEFT, _TOP = 44, 8
 _LINES = (("worst_diameter", "sg-grey", "worst diameter"), ("amad", "sg-accent", "AMAD"))  # key, style, in words
+_LEGEND = (22, 42)  # where its lines lie, from the top
 _Length = int | float  # in units of the picture
+_Point = tuple[_Length, _Length]
+_Box = tuple[_Length, _Length, _Length, _Length]  # left, top, right, bottom
 
 
 def heatmap(
@@ -105,8 +109,9 @@ def curve(rows: Sequence[dict[str, Any]], *, chosen: int, threshold: float | Non
             " stroke-dasharray='5 4'/>"
             + _text(left + across + 8, y(threshold) + 4, f"threshold {threshold:g}", size=12, anchor="start")
         )
-    for key, line, kind in _LINES:
-        points = " ".join(f"{x(row['k']):.1f},{y(row[key]):.1f}" for row in rows)
+    paths: list[list[_Point]] = [[(x(row["k"]), y(row[key])) for row in rows] for key, _, _ in _LINES]
+    for path, (_, line, kind) in zip(paths, _LINES, strict=True):
+        points = " ".join(f"{px:.1f},{py:.1f}" for px, py in path)
         parts.append(
             f"<polyline points='{points}' fill='none' class='{line}' stroke-width='2'><title>{kind}</title></polyline>"
         )
@@ -116,13 +121,43 @@ def curve(rows: Sequence[dict[str, Any]], *, chosen: int, threshold: float | Non
         for row in rows
     ]
     mark = next(row for row in rows if row["k"] == chosen)
-    parts.append(_text(x(chosen) + 10, y(mark["amad"]) - 9, f"K = {chosen}", size=13, anchor="start", of="sg-ink"))
+    paths.extend([(left, y(level)), (width, y(level))] for level in ([] if threshold is None else [threshold]))
+    paths.extend([(width - 122, place), (width, place)] for place in _LEGEND)
+    frame = (left, 0, width, top + down)
+    parts.append(_label(f"K = {chosen}", (x(chosen), y(mark["amad"])), paths=paths, frame=frame))
     parts += [
         f"<line x1='{width - 122}' x2='{width - 104}' y1='{place}' y2='{place}' class='{line}' stroke-width='2'/>"
         + _text(width - 98, place + 4, kind, size=12, anchor="start")
-        for place, (_, line, kind) in zip((22, 42), _LINES, strict=True)
+        for place, (_, line, kind) in zip(_LEGEND, _LINES, strict=True)
     ]
     return _svg("".join(parts), width=width, height=height, title="AMAD and worst diameter over the number of groups")
+
+
+def _label(text: str, point: _Point, *, paths: Sequence[Sequence[_Point]], frame: _Box) -> str:
+    """The words beside a point, at the first of several places within the frame where no line runs through them; where
+    there is none, at the last.
+    """
+    (x, y), width = point, 7.0 * len(text)
+    sides = (("end", x - 10, x - 10 - width), ("start", x + 10, x + 10))  # anchor, its place, left edge
+
+    def is_free(box: _Box) -> bool:
+        inside = frame[0] < box[0] and frame[1] < box[1] and box[2] < frame[2] and box[3] < frame[3]
+        return inside and not any(_crosses(pair, box) for path in paths for pair in itertools.pairwise(path))
+
+    places = [(anchor, at, y + down, edge) for down in (18, 4, -9, -26, -43) for anchor, at, edge in sides]
+    free = [place for place in places if is_free((place[3], place[2] - 12, place[3] + width, place[2] + 4))]
+    anchor, at, baseline, _ = (free or places[-1:])[0]
+    return _text(at, baseline, text, size=13, anchor=anchor, of="sg-ink")
+
+
+def _crosses(pair: tuple[_Point, _Point], box: _Box) -> bool:
+    """Whether the straight line between two points, the first not right of the second, runs through a box."""
+    (x1, y1), (x2, y2) = pair
+    if x2 < box[0] or x1 > box[2]:
+        return False
+    slope = (y2 - y1) / (x2 - x1) if x2 > x1 else 0.0
+    ends = [y1 + slope * (max(x1, min(x2, edge)) - x1) for edge in (box[0], box[2])]
+    return min(ends) <= box[3] and max(ends) >= box[1]
 
 
 def _svg(content: str, *, width: _Length, height: _Length, title: str) -> str:

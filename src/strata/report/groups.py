@@ -6,13 +6,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from strata.amounts import counted
 from strata.config.groups import GroupsConfig
 from strata.config.layer_groups import group_name
 from strata.groups.command import groups_run
 from strata.groups.files import read_record
 from strata.groups.record import chosen_row
 from strata.report.group_figures import curve, heatmap
-from strata.report.numbers import MISSING, short_count, show
+from strata.report.numbers import MISSING, moment, show
 from strata.report.templates import filled, write_pages
 
 _Row = Mapping[str, Any]
@@ -120,9 +121,10 @@ def _verdict(record: dict[str, Any]) -> str:
     else:
         why = f"the fewest groups with AMAD below {record['threshold']:g}"
     alone = "" if record["last_layer"] else " The last layer has its own."
+    saes, layers = counted(chosen["n_saes"], "SAE"), counted(len(record["sites"]), "layer")
     return (
-        f"{chosen['n_saes']} SAEs for {len(record['sites'])} layers: {layers_text(chosen['groups'])}.{alone} Chosen:"
-        f" {why}. Predicted, of the FLOPs with one SAE per layer: {show(chosen['sae_share'], 'share')} for the SAEs,"
+        f"{saes} for {layers}: {layers_text(chosen['groups'])}.{alone} Chosen: {why}. Predicted, of the FLOPs with one"
+        f" SAE per layer: {show(chosen['sae_share'], 'share')} for the SAEs,"
         f" {show(chosen['cost_share'], 'share')} with the language model's pass. What it costs in quality, an"
         " evaluation has to show."
     )
@@ -131,9 +133,9 @@ def _verdict(record: dict[str, Any]) -> str:
 def _about(record: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Text", str(record.get("text", {}).get("texts", {}).get("source", MISSING))),
-        ("Rows", short_count(record["n_rows"])),
+        ("Rows", show(record["n_tokens"], "count")),
         ("Layers", str(len(record["sites"]))),
-        ("Date", str(record["date"])[:10]),
+        ("Date", moment(record["date"])),
     ]
 
 

@@ -13,6 +13,7 @@ from strata.config.interactions import InteractionsConfig
 from strata.interactions.command import interactions
 from strata.interactions.files import GRAPHS, RECORD, write_interactions
 from strata.out_folder import check_free, new_folder
+from strata.report.numbers import moment
 from strata.report.templates import filled
 
 _MOST_ROWS = 200
@@ -62,7 +63,7 @@ def page_of(record: dict[str, Any], pictures: dict[str, str]) -> str:
     content = {
         "kind": "interactions",
         "title": about["run"],
-        "about": [("SAEs", ", ".join(record["keys"])), ("Rows", f"{n_rows:,}"), ("Date", about["date"][:10])],
+        "about": [("SAEs", ", ".join(record["keys"])), ("Rows", f"{n_rows:,}"), ("Date", moment(about["date"]))],
         "counts": counts,
         "graphs": [_shown(record, name, title, pictures) for name, title in GRAPHS.items()],
         "targets": record["targets"],

@@ -1,7 +1,8 @@
-"""Numbers of a run, which may be missing or not finite, as text: "0.104", "2.1 %", "1.2 M", "3 min 20 s"."""
+"""Numbers and times of a run, which may be missing or not finite, as text: "0.104", "2.1 %", "1.2 M", "3 min 20 s"."""
 
 import math
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 MISSING = "–"
@@ -106,3 +107,17 @@ def duration(seconds: Any) -> str:
         return f"{minutes}{NBSP}min" + (f" {rest}{NBSP}s" if rest else "")
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,}{NBSP}h" + (f" {minutes}{NBSP}min" if minutes else "")
+
+
+def moment(date: Any) -> str:
+    """A time in the form of ISO 8601 as all pages show it, "2026-11-21 20:58 UTC"; anything else as it is.
+
+    Args:
+        date: of a record, which writes them in UTC; an en dash stands for none.
+    """
+    try:
+        found = datetime.fromisoformat(date)
+        found = found.astimezone(UTC) if found.tzinfo else found
+    except (TypeError, ValueError, OverflowError):
+        return str(date) if date else MISSING
+    return f"{found:%Y-%m-%d %H:%M} UTC"

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from strata.amounts import counted
 from strata.config.scaling import ScalingConfig
 from strata.costs.scaling_law import Law
 from strata.errors import UserError
-from strata.report.numbers import MISSING, duration, short_count, show
+from strata.report.numbers import MISSING, duration, moment, short_count, show
 from strata.report.scaling_figures import Band, Plot, Series, amount, draw
 from strata.report.scaling_tables import estimate, tables
 from strata.report.templates import filled, write_pages
@@ -106,7 +107,7 @@ def _tiles(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     fit, points = record["fit"], record["points"]
     flat, check = fit["flat"], next(iter(fit["checks"]), None)
     found = [
-        ("SAEs", str(len(points)), f"in {len(record['trainings'])} trainings"),
+        ("SAEs", str(len(points)), f"in {counted(len(record['trainings']), 'training')}"),
         ("Lowest loss", show(min(p["fvu"] for p in points if p["fvu"] is not None), "ratio"), "measured"),
         ("Misfit", show(fit["rms"], "share"), "of single points, rms"),
         ("Flat from", _value(flat["n_latents"]), f"latents at k = {fit['at_k']:g}"),
@@ -226,7 +227,7 @@ def _about(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Text", str(record["text"].get("texts", {}).get("source", MISSING))),
         ("Rows", short_count(record["store"]["n_rows"])),
         ("Gate", str(record["architecture"])),
-        ("Date", str(record["date"])[:10]),
+        ("Date", moment(record["date"])),
     ]
 
 
@@ -253,7 +254,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _parameters(subject: Mapping[str, Any]) -> str:
     """All of them, and those that its own training's cost counts where experts leave some out."""
-    n, counted = subject["n_parameters"], subject["counted_parameters"]
+    n, n_passed = subject["n_parameters"], subject["counted_parameters"]
     if not n:
         return MISSING
-    return amount(n) if counted == n else f"{amount(n)}, of which a token passes {amount(counted)}"
+    return amount(n) if n_passed == n else f"{amount(n)}, of which a token passes {amount(n_passed)}"

@@ -1,24 +1,20 @@
 """A run in few words: what it was, how well it went, the headline figures, and the full facts."""
 
-from datetime import datetime
 from typing import Any, cast
 
+from strata.amounts import counted
 from strata.atomic import as_object
 from strata.report.columns import dead_window
-from strata.report.numbers import MISSING, NBSP, duration, mean, number, short_count, show, spread
+from strata.report.numbers import MISSING, NBSP, duration, mean, moment, number, short_count, show, spread
 from strata.report.run_files import RunFiles
 
 
 def heading(files: RunFiles) -> dict[str, str]:
     """Model, data, sites and date, as text; "–" where the run does not say."""
-    date = files.run.get("date")
-    try:
-        date = datetime.fromisoformat(date).strftime("%Y-%m-%d %H:%M") if date else None
-    except (TypeError, ValueError):
-        date = str(date)
     sites = files.sites
     named = ", ".join(sites) if len(sites) <= 3 else f"{sites[0]} … {sites[-1]} ({len(sites)} sites)"
-    return {"model": _model(files), "data": _data(files), "sites": named or MISSING, "date": date or MISSING}
+    date = moment(files.run.get("date"))
+    return {"model": _model(files), "data": _data(files), "sites": named or MISSING, "date": date}
 
 
 def _model(files: RunFiles) -> str:
@@ -57,9 +53,8 @@ def verdict(files: RunFiles) -> str:
 
 
 def _trained(files: RunFiles) -> str:
-    n = len(files.sites)
     widths = sorted({d_sae for _, d_sae in files.widths.values()})
-    saes = f"{n} SAE{'s' if n > 1 else ''}"
+    saes = counted(len(files.sites), "SAE")
     if widths:
         saes += f" of {spread(widths, 'count')} latents"
     tokens, rows = number(files.last.get("tokens")), number(files.run.get("n_rows")) or number(files.last.get("rows"))
@@ -125,8 +120,7 @@ def tiles(files: RunFiles) -> list[tuple[str, str, str]]:
     over_sites("dead_share", "Dead latents", "share", f"not fired {window}" if (window := dead_window(files)) else "")
     over_sites("l0", "Active latents", "mean_count", _of_latents(files))
     seconds = number(files.at("seconds", "total")) or number(files.last.get("seconds"))
-    add("Time", duration(seconds), _time_split(files))
-    add("Speed", _speed(files, seconds), "rows per second and SAE")
+    add("Time", duration(seconds), _of_time(files, seconds))
     return shown
 
 
@@ -135,9 +129,11 @@ def _of_latents(files: RunFiles) -> str:
     return f"of {spread(widths, 'count')} per row" if widths else "per row"
 
 
-def _time_split(files: RunFiles) -> str:
+def _of_time(files: RunFiles, seconds: float | None) -> str:
     parts = {"language model": files.at("seconds", "language_model"), "SAEs": files.at("seconds", "sae")}
-    return " · ".join(f"{name} {duration(value)}" for name, value in parts.items() if number(value) is not None)
+    said = [f"{name} {duration(value)}" for name, value in parts.items() if number(value) is not None]
+    speed = _speed(files, seconds)
+    return " · ".join([*said, *([] if speed == MISSING else [f"{speed} rows per second and SAE"])])
 
 
 def _speed(files: RunFiles, seconds: float | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from strata.activations.store import Store, open_store
+from strata.amounts import counted
 from strata.config.scaling import ScalingConfig
 from strata.costs.scaling_fit import free_parameters
 from strata.costs.step import SAEShape, step_work
@@ -86,7 +87,7 @@ def _train_all(
     flops, spent, start = [one.flops(record["d_in"]) for one in left], 0.0, time.perf_counter()
     for number, training in enumerate(left):
         n_tokens = training.n_steps * config.batch_size
-        said = f"training {number + 1} of {len(left)}: {len(training.configs)} SAEs on {n_tokens:,} rows"
+        said = f"training {number + 1} of {len(left)}: {counted(len(training.configs), 'SAE')} on {n_tokens:,} rows"
         if spent:
             rest = (time.perf_counter() - start) * (sum(flops) / spent - 1)
             said += f"; about {math.ceil(rest / 60)} min left at this speed"
@@ -154,9 +155,10 @@ def _summary(store: Store, left: list[Training], *, device: str) -> str:
             work = step_work(shape, batch_size=one.batch_size)
             seconds += training.n_steps * rates.step.of(work)
     flops = sum(one.flops(d_in) for one in left)
+    saes, trainings = counted(n_saes, "SAE"), counted(len(left), "training")
     return (
-        f"{store.folder}: {store.n_rows():,} rows of {store.sites[0]}, width {d_in}. To train: {n_saes} SAEs in"
-        f" {len(left)} trainings, {flops:.3g} FLOPs, about {math.ceil(seconds / 60)} min ({rates.kind} rates)"
+        f"{store.folder}: {store.n_rows():,} rows of {store.sites[0]}, width {d_in}. To train: {saes} in {trainings},"
+        f" {flops:.3g} FLOPs, about {math.ceil(seconds / 60)} min ({rates.kind} rates)"
     )
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from strata.amounts import counted
+
 _COLUMNS = f"{'method':<11} {'score':>6} {'95 %':>13} {'concept':>8} {'fluency':>8} {'distinct':>8}"
 _COSTS = f"{'training':>10} {'a concept':>10} {'a token':>10} {'of forward':>10}"
 
@@ -13,8 +15,9 @@ def table(results: dict[str, Any]) -> list[str]:
         results: of `strata.steer.benchmark.benchmark`.
     """
     n, perplexity = results["n_prompts"], results["unsteered_perplexity"]
-    counted = f"{len(results['concepts'])} concepts, {n['test']} test prompts each, strengths chosen on {n['choose']}"
-    lines = [f"{counted} others. Unsteered perplexity {perplexity:.3g}.", "", f"{_COLUMNS} {_COSTS}"]
+    concepts, prompts = counted(len(results["concepts"]), "concept"), counted(n["test"], "test prompt")
+    amounts = f"{concepts}, {prompts} each, strengths chosen on {n['choose']}"
+    lines = [f"{amounts} others. Unsteered perplexity {perplexity:.3g}.", "", f"{_COLUMNS} {_COSTS}"]
     for name, one in results["methods"].items():
         flops, share = one["flops"], one["flops"]["token"] / results["forward_flops_per_token"]
         lines.append(

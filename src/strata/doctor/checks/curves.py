@@ -13,7 +13,7 @@ _SPIKE, _LEAST_SPIKE = 2.0, 0.05  # times the lines before, and above them
 _BEFORE = 5  # lines that a line is compared with
 _SWING = 0.15  # of the logarithm of FVU from line to line
 _RISE = 1.2
-_STEEP, _VERY_STEEP = 0.2, 1.2  # exponents of the fall of FVU with rows: 0.4 to 0.8 in recorded runs
+_STEEP, _VERY_STEEP = 0.2, 1.2  # exponents of the fall of FVU with rows: 0.3 to 0.8 in the demo
 _GAP, _LEAST_GAP = 1.8, 0.05  # held-out FVU over that in training: 1.3 in the demo
 _WORSE = 1.15
 
@@ -92,7 +92,7 @@ def _began_badly(points: Points) -> tuple[str, str] | None:
         return None
     return (
         "The reconstruction error was above that of the mean of the rows after the warm-up.",
-        f"FVU was above 1 in {len(bad)} lines after the warm-up, at worst {number(max(bad))}; it is 0.4 to 0.5 there.",
+        f"FVU was above 1 in {len(bad)} lines after the warm-up, at worst {number(max(bad))}; the mean gives 1.",
     )
 
 
@@ -167,7 +167,7 @@ def learning_rate_too_low(run: Record) -> list[Finding]:
         peak, auto = run.learning_rates(key)
         (first, before), (last, after) = late[0], late[-1]
         seen = f"FVU fell from {number(before)} at step {first:,} to {number(after)} at step {last:,}, where the decay"
-        seen += f" begins: as rows to the power −{number(round(slope, 2))} (0.4 to 0.8 in recorded runs)."
+        seen += f" begins: as rows to the power −{number(round(slope, 2))} (0.3 to 0.8 in the demo)."
         rate = ""
         if low and peak is not None and auto is not None:
             rate = f" The learning rate's peak is {number(peak)}, lr=auto gives {number(auto)}."

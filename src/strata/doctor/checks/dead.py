@@ -57,8 +57,8 @@ def short_window(run: Record) -> list[Finding]:
                 severity=severity,
                 what="The window after which a latent counts as dead is so short that living ones are called dead, and"
                 " revival disturbs them.",
-                evidence=f"{sae.window_steps:,} steps are {rows:,} rows, in which {sae.d_sae:,} latents used alike"
-                f" fire {number(uses)} times each; the rarer ones hardly at all.",
+                evidence=f"In {counted(sae.window_steps, 'step')} ({rows:,} rows) {sae.d_sae:,} latents used alike fire"
+                f" {number(uses)} times each; the rarer ones hardly at all.",
                 todo=todo,
                 numbers={"window_rows": rows, "uses_per_latent": uses},
                 sites=(key,),
@@ -179,7 +179,7 @@ def _later(run: Record, key: str, sae: SAEFacts) -> Finding | None:
     reviving = not settled and window is not None and (run.step <= 2 * window or _falls(points, window))
     severity: Severity = "note" if reviving else "error" if share > _HALF else "warning"
     state = "settled: little changes while the learning rate falls" if settled else "reviving"
-    of = f"{window:,} steps" if window is not None else "the window"
+    of = counted(window, "step") if window is not None else "the window"
     if window is not None and run.facts.batch_size:
         of += f" ({window * run.facts.batch_size:,} rows)"
     return Finding(

@@ -85,7 +85,9 @@ def stopped(run: Record) -> list[Finding]:
             severity="warning",
             what="The run stopped before it was finished.",
             evidence=f"The last line is of step {run.step:,}{of}; nothing was written for {span(silent)}.",
-            todo="Go on with the same command and --resume.",
+            todo="It left no checkpoint: begin again with the same command and --overwrite."
+            if run.checkpoint_step is None
+            else f"Go on from the checkpoint of step {run.checkpoint_step:,}: the same command with --resume.",
             numbers={"step": run.step, "silent_seconds": silent},
         )
     ]

@@ -2,6 +2,7 @@
 
 from statistics import median
 
+from strata.amounts import counted
 from strata.doctor.findings import Finding
 from strata.doctor.record import Record
 from strata.doctor.words import number, percent
@@ -94,7 +95,7 @@ def small_buffer(run: Record) -> list[Finding]:
             severity="warning",
             what="The shuffle buffer is too small to shuffle: the rows of a batch come from few texts.",
             evidence=f"It holds {buffer:,} rows, {number(round(forwards, 1))} forward passes of {forward:,} tokens, or"
-            f" {number(round(texts))} texts of {context or forward:,} tokens.{same}",
+            f" {counted(round(texts), 'text')} of {context or forward:,} tokens.{same}",
             todo=f"Set buffer_tokens to {facts.usual_buffer_rows:,} (or auto), or lower text_batch_size.",
             numbers={"buffer_rows": buffer, "forward_rows": forward, "texts": texts},
             weight=1 / forwards,

@@ -40,15 +40,13 @@ def _steered(run: Record, key: str, l0: Points, *, k: int) -> Finding | None:
     severity: Severity = "note" if early or (coming and not run.ended) else "warning"
     state = "is not there yet" if severity == "note" else "has settled off its target"
     course = f"L0 {number(round(now, 1))} for k = {k}, off by {percent(abs(off))}; it was {number(round(before, 1))}"
-    coefficients = run.points(key, "sparsity_coefficient") or run.points(key, "coefficient")
-    coefficient = f" The coefficient is {number(coefficients[-1][1])}." if coefficients else ""
     wait = f"Wait until {percent(_SETTLED)} of the run."
     more = "Train for more steps, or lower lr: the controller needs a few hundred steps in which L0 follows it."
     return Finding(
         name="l0-off-target",
         severity=severity,
         what=f"The controller of the sparsity coefficient {state}.",
-        evidence=f"{course} some lines before.{coefficient}",
+        evidence=f"{course} some lines before.",
         todo=wait if early else "Look again in some hundred steps." if severity == "note" else more,
         numbers={"l0": now, "k": k, "off": off},
         sites=(key,),

@@ -10,7 +10,7 @@ from strata.doctor.pace import between, pace, pace_or_estimate, steady_lines
 from strata.doctor.record import Record, is_number
 from strata.doctor.words import number, percent, span
 
-_SLOWER = {"measured": 1.5, "assumed": 3.0}  # times the prediction
+_SLOWER = 1.5  # times the prediction
 _SLOWED = 1.6
 _WAITS = {True: 0.7, False: 0.4}  # share of the time waiting for rows: streaming, or reading a store
 _OPTIMISER = 0.6  # share of a step's bytes
@@ -20,32 +20,31 @@ _ON_GPU = " On a GPU the parts are measured where the program waits, not where t
 
 
 def slower_than_predicted(run: Record) -> list[Finding]:
-    """Against what `strata plan` predicts for this machine, part by part."""
+    """Against what `strata plan` predicts with this machine's measured rates, part by part; assumed ones prove nothing,
+    and the run has said that they are.
+    """
     now, predicted = pace(run), run.facts.predicted
     told = {part: predicted.get(f"{part}_seconds") for part in _PARTS}
     wanted = {part: value for part, value in told.items() if is_number(value)}
-    if now is None or len(wanted) < len(told) or len(run.lines) < 2:
+    if now is None or len(wanted) < len(told) or len(run.lines) < 2 or predicted.get("kind") != "measured":
         return []
-    kind = "measured" if predicted.get("kind") == "measured" else "assumed"
     total = sum(wanted.values())
-    if total <= 0 or now.total < _SLOWER[kind] * total:
+    if total <= 0 or now.total < _SLOWER * total:
         return []
     took = {"rows": now.rows, "sae": now.sae}
     known = {part: value for part, value in took.items() if value is not None}
     part = max(known, key=lambda part: known[part] - wanted[part], default=None)
     parts = [f"{_PARTS[p]} {span(known[p])} (predicted {span(wanted[p])})" for p in known]
-    rates = f"{kind} rates of {predicted.get('rates', 'this machine')}"
+    rates = f"measured rates of {predicted.get('rates', 'this machine')}"
     return [
         Finding(
             name="slower-than-predicted",
-            severity="warning" if kind == "measured" else "note",
+            severity="warning",
             what=f"A step takes {number(round(now.total / total, 1))} times as long as this machine should need.",
             evidence=f"{span(now.total)} a step, predicted {span(total)} with {rates}"
             + (f": {', '.join(parts)}." if parts else ".")
             + ("" if run.facts.on_cpu is not False else _ON_GPU),
-            todo=_SLOW_TODO.get(part or "", "Look what else the machine does.")
-            if kind == "measured"
-            else "Run `strata plan --calibrate` on this machine: the prediction rests on assumed rates.",
+            todo=_SLOW_TODO.get(part or "", "Look what else the machine does."),
             numbers={"seconds_per_step": now.total, "predicted_seconds_per_step": total},
         )
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from strata.amounts import counted
 from strata.config.explain import ExplainConfig
 from strata.interpret.explain.interpreter import Explanation, Failed, Interpreter
 from strata.interpret.explain.material import Amounts, FeatureMaterial, gather
@@ -57,7 +58,7 @@ def explain_features(work: Work, latents: Sequence[int], file: ExplanationsFile,
     left = [latent for latent in latents if latent not in finished]
     n_before = len(latents) - len(left)
     if n_before:
-        say(f"{work.site.key}: {n_before:,} features were explained before", shown=progress)
+        say(f"{work.site.key}: {counted(n_before, 'feature')} explained before", shown=progress)
     said = time.monotonic()
     for start in range(0, len(left), FEATURES_AT_ONCE):
         found = _explain(work, left[start : start + FEATURES_AT_ONCE])

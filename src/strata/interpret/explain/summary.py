@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from strata.amounts import counted
 from strata.atomic import write_json
 from strata.errors import UserError
 from strata.interpret.explain.record import ExplainedFeature
@@ -115,7 +116,7 @@ def table(key: str, summary: Mapping[str, Any]) -> list[str]:
     if summary["n_left_open"]:
         lines.append(f"  {summary['n_left_open']:,} half scored when the limit on cost was reached: not counted")
     lines += [f"  {n:,} × {visible(reason)}" for reason, n in _most(summary["reasons"])]
-    lines += [f"  {n:,} windows: {visible(reason)}" for reason, n in _most(summary["failures"])]
+    lines += [f"  {counted(n, 'window')}: {visible(reason)}" for reason, n in _most(summary["failures"])]
     for path, name in SCORES.items():
         if path in summary["scores"]:
             line = f"  {name:<30}{_interval(summary['scores'][path])}"

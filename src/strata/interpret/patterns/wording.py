@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from strata.amounts import counted
 from strata.interpret.explain.interpreter import Pattern
 
 MOST_IS_PREDICTED = 0.5  # of the squared level: below it, the sentence says how much is
@@ -27,7 +28,7 @@ class Wording:
             share: of the squared level that they predict.
             n_kinds: on how many different tokens the feature fires.
         """
-        kinds = f"{n_kinds} different token{'' if n_kinds == 1 else 's'}"
+        kinds = counted(n_kinds, "different token")
         if not patterns:
             return f"no token and no short context predicts it; it fires on {kinds}"
         levels = {pattern.level for pattern in patterns}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from strata.amounts import counted
 from strata.interpret.explain.interpreter import Failed
 from strata.interpret.prompted.completer import Reply
 from strata.interpret.prompted.prompts import LEVELS, NO, YES, shown_token
@@ -115,11 +116,12 @@ def judgements_in_chat(reply: Reply, *, n_windows: int) -> Float[np.ndarray, " w
     lines = [(start, line) for start, line in _lines(reply.text) if line.strip()]
     matched = [(start, match) for start, line in lines if (match := _JUDGEMENT.match(line))]
     if matched and [int(match[1]) for _, match in matched] != list(range(1, n_windows + 1)):
-        return Failed(f"{len(matched)} answers, or not in order, for {n_windows} windows")
+        said = counted(len(matched), "answer")
+        return Failed(f"{said}, or not in order, for {counted(n_windows, 'window')}")
     if not matched:
         matched = [(start, match) for start, line in lines if (match := _BARE_JUDGEMENT.match(line))]
         if len(matched) != n_windows or len(lines) != n_windows:
-            return Failed(f"{len(matched)} answers for {n_windows} windows")
+            return Failed(f"{counted(len(matched), 'answer')} for {counted(n_windows, 'window')}")
     probabilities = np.full(n_windows, np.nan)
     for place, (start, match) in enumerate(matched):
         word = match[match.lastindex or 0]

@@ -49,7 +49,7 @@ class EndpointSettings:
     base_url: str = "https://api.openai.com/v1"
     api_key_variable: str = "auto"
     simulation: Literal["chat", "completions"] = "chat"
-    n_concurrent: int = 8
+    n_concurrent: int = 16
     n_top_tokens: int = 20
     timeout_seconds: float = 60.0
     n_retries: int = 5

@@ -42,7 +42,7 @@ function overview() {
   const tile = (label, value, note) => h("div", {}, h("dt", {}, label), h("dd", {}, value), note ? h("dd.note", {}, note) : null);
   const fact = (label, value) => h("div", {}, h("dt", {}, label), h("dd", {}, h("bdi", {}, visible(String(value)))));
   const columns = [["FVU", (sae) => fixed(sae.fvu, 3)], ["Explained variance", (sae) => fixed(sae.explained_variance, 3)], ["L0", (sae) => fixed(sae.l0, 1)],
-    ["Dead", (sae) => percent(sae.dead_share)], ["Silent here", (sae) => count(sae.n_silent)], ["Dense", (sae) => count(sae.n_dense)], ["Explained", (sae) => count(sae.n_explained)], ["Mean score", (sae) => fixed(sae.mean_score, 2)]];
+    ["Dead", (sae) => percent(sae.dead_share)], ["Silent here", (sae) => count(sae.n_silent)], ["Dense", (sae) => count(sae.n_dense)], ["With explanation", (sae) => count(sae.n_explained)], ["Mean score", (sae) => fixed(sae.mean_score, 2)]];
   const row = (sae) => h("tr", {}, h("th.name", { scope: "row" }, h("a", { href: tableAddress(sae.key) }, visible(sae.key))),
     h("td", {}, count(sae.d_sae)), columns.map(([, text]) => h("td", {}, text(sae))));
   return [
@@ -51,7 +51,7 @@ function overview() {
         run.report ? h("div", {}, h("dt", {}, "Training"), h("dd", {}, h("a", { href: run.report }, "report"))) : null)),
     h("dl.tiles", {}, tile("SAEs", count(saes.length)), tile("Features", shortCount(total("d_sae")), `${count(total("n_silent"))} silent in these tokens`),
       tile("FVU", fixed(mean("fvu"), 3), "mean, held-out text"), tile("L0", fixed(mean("l0"), 1), "mean, held-out text"),
-      tile("Explained", shortCount(total("n_explained")), known(mean("mean_score")) ? `mean score ${fixed(mean("mean_score"), 2)}` : null)),
+      tile("With explanation", shortCount(total("n_explained")), known(mean("mean_score")) ? `mean score ${fixed(mean("mean_score"), 2)}` : null)),
     saes.some((sae) => sae.explained) ? null : missing("Explanations", `strata explain ${run.folder}`),
     total("n_half_scored") ? h("p.missing", {}, `Features that the limit on cost left half scored: ${count(total("n_half_scored"))}. They count in no mean.`) : null,
     total("n_unanswered") ? h("p.missing", {}, `Windows without an answer in the scores: ${count(total("n_unanswered"))}. The scores are of the others; each feature's page tells how many.`) : null,

@@ -9,7 +9,7 @@ from typing import Any
 from strata.interpret.index import FeatureIndex
 from strata.interpret.site_index import SiteIndex
 from strata.report.dashboard.explained import Explanations
-from strata.report.numbers import number
+from strata.report.numbers import moment, number
 from strata.report.run_files import RunFiles, section
 from strata.report.summary import heading
 
@@ -40,7 +40,7 @@ def run_content(
     return {
         "title": about["model"],
         "data": _text_name(index) or about["data"],
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": moment(datetime.now(UTC).isoformat()),
         "version": version("strata-sae"),
         "folder": shell_word(str(files.folder)),
         "n_tokens": int(index.is_token.sum()),
