@@ -149,7 +149,7 @@ class Rule(ABC):
         """The tensors beside W_enc, W_dec and b_dec at the start of training, [d_sae] each.
 
         Args:
-            start: the score above which as many entries lie as k asks for, on a sample of the rows.
+            start: the score above which as many entries lie as k asks for, on a sample of the rows; above 0.
         """
         return {"b_enc": torch.zeros(self.d_sae, device=start.device)}
 

@@ -28,7 +28,7 @@ class JumpReLU(ThresholdRule):
     def own_tensors(self, start: Float[Tensor, ""]) -> Params:
         """Biases 0, thresholds that let k latents per row fire."""
         bias = torch.zeros_like(super().own_tensors(start)["b_enc"])
-        return {"b_enc": bias, "log_threshold": torch.zeros_like(bias) + start.clamp_min(1e-3).log()}
+        return {"b_enc": bias, "log_threshold": torch.zeros_like(bias) + start.log()}
 
     def scaled(self, own: Params, factor: float | Tensor) -> Params:
         """Thresholds grow with the scores."""
