@@ -74,7 +74,7 @@ def look(store: Path, case: Case, out: Path) -> dict[str, Any]:
         "wanted": dict(case.wanted),
         "found": severities,
         "numbers": {name: site[name] for name in ("fvu", "l0", "dead_share")},
-        "lines": found.lines(),
+        "lines": [text.removeprefix(f"{out}: ") for text in found.lines()],
     }
 
 

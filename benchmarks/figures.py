@@ -162,6 +162,7 @@ class Round:
             if figure.leaves is not None:
                 shutil.rmtree(ROOT / WORK / figure.leaves, ignore_errors=True)
         record = self.made.setdefault(figure.name, {"seconds": 0.0})
+        self.remember()  # that it was begun, should this be killed
         start = time.monotonic()
         try:
             with (ROOT / WORK / f"{figure.name}.log").open("a", encoding="utf-8") as log:
