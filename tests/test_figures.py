@@ -130,6 +130,19 @@ def test_what_was_not_measured_is_said(copy: Path) -> None:
     assert "| L0 is what `k` says | not measured | `--only gates` |" in rendered("headline", Results(copy))
 
 
+def test_every_machine_is_named(copy: Path) -> None:
+    from figure_blocks.registry import rendered
+    from figure_blocks.results import Results
+
+    path = copy / "benchmarks" / "results" / "gates.json"
+    record = json.loads(path.read_text("utf-8"))
+    record["machine"] |= {"n_cores": 64, "processor": "abacus", "fast_dtype": "bfloat16"}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    told, *_ = rendered("headline", Results(copy)).split(". ")
+    assert told.startswith("Measured on 2 cores of an ")
+    assert told.endswith("names those on 64 cores of an abacus with bf16 instructions)")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,5 +1,6 @@
 """The README's table: one line for each claim, its figure, and the command that makes it."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from figure_blocks.groups import difference, findings_at_k_star, seconds_share
@@ -19,16 +20,23 @@ def headline(results: Results) -> str:
         found = [(about, "not measured")] if lacking else lines(results)
         rows += [[claim, figure, f"`--only {' '.join(names)}`"] for claim, figure in found]
     told = (
-        f"Measured on {_machine(results)}. `python benchmarks/figures.py` with the words of the last column makes a"
+        f"Measured on {_machines(results)}. `python benchmarks/figures.py` with the words of the last column makes a"
         " figure again."
     )
     return f"{told}\n\n{table(['claim', 'figure', 'command'], rows, left=3)}"
 
 
-def _machine(results: Results) -> str:
-    machine = next(results.machine(name) for name in ("bench-384", "gates", "plan") if name in results)
-    without = "" if machine["fast_dtype"] == "bfloat16" else ", which has no bf16 instructions"
-    return f"{machine['n_cores']} cores of an {machine['processor']}{without}"
+def _machines(results: Results) -> str:
+    """What the figures were measured on, the machine of the most of them first."""
+    names = dict.fromkeys(name for names, _, _ in _PARTS for name in names if name in results)
+    known = [machine for machine in map(results.machine, names) if machine]
+    told = Counter(
+        f"{one['n_cores']} cores of an {one['processor']} {'with' if one['fast_dtype'] == 'bfloat16' else 'without'}"
+        " bf16 instructions"
+        for one in known
+    )
+    first, *others = (machine for machine, _ in told.most_common())
+    return first + (f" ([docs/figures.md](docs/figures.md) names those on {' and '.join(others)})" if others else "")
 
 
 def _step(results: Results) -> list[Line]:

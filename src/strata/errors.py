@@ -43,14 +43,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
-def did_you_mean(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str:
-    """The end of an error sentence on an unknown name: the nearest known one if there is one near, and all of them if
-    they are few.
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str | None = None, listed: bool = True) -> str:
+    """The end of an error sentence on an unknown name: the nearest known one if there is one near, and the first twelve
+    of them.
 
     Args:
         name: what was given.
         known: the names that would have been right.
         otherwise: the one to guess where none is near.
+        listed: whether the known ones are listed.
 
     Returns:
         Text that starts with a space or is empty, e.g. ``" Did you mean 'layers.3'? Known are: 'layers.0',
@@ -60,6 +61,8 @@ def did_you_mean(name: str, known: Iterable[str], *, otherwise: str | None = Non
     near = difflib.get_close_matches(name.lstrip("-"), [n.lstrip("-") for n in names], n=1)
     near = [n for n in names if (n.lstrip("-") == near[0] if near else n == otherwise)]
     guess = f" Did you mean {near[0]!r}?" if near else ""
+    if not (names and listed):
+        return guess
     shown = ", ".join(repr(n) for n in names[:12])
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return f"{guess} Known are: {shown}{more}." if names else guess
+    return f"{guess} Known are: {shown}{more}."

@@ -101,7 +101,7 @@ def _one_sentence(complaint: str, descriptions: Sequence[type], *, command: str)
         if not name.startswith("-"):
             return f"Unexpected word {name!r} among the flags. `strata {command} --help` lists them."
         known = [flag for description in descriptions for flag in _flags(description)]
-        near = instead_of(name, known).split(" Known are:")[0]
+        near = instead_of(name, known, listed=False)
         return f"Unknown flag {name}.{near} `strata {command} --help` lists all."
     if wrong := _WRONG_KIND.match(body):
         kinds = [_KINDS.get(kind, kind.strip("{}")) for kind in wrong["kinds"].split("|")]

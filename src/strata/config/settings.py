@@ -69,16 +69,17 @@ def check_kinds(config: Any) -> None:
             raise UserError(f"`{kind_of_config.__name__}.{name}` must be {named(kind)}. Got {value!r}.")
 
 
-def instead_of(name: str, known: Sequence[str]) -> str:
+def instead_of(name: str, known: Sequence[str], *, listed: bool = True) -> str:
     """The end of an error sentence on an unknown setting: what it is set by here, or else as `did_you_mean` says it.
 
     Args:
         name: what was given, a field or a flag.
         known: those that there are, written alike.
+        listed: whether `did_you_mean` lists them.
     """
     setting, formula = _SET_BY.get(_bare(name), ("", ""))
     ours = next((one for one in known if _bare(one) == setting), None)
-    return did_you_mean(name, known) if ours is None else f" Give {ours!r}: {formula}."
+    return did_you_mean(name, known, listed=listed) if ours is None else f" Give {ours!r}: {formula}."
 
 
 def _bare(name: str) -> str:
