@@ -1,8 +1,8 @@
-"""Bring what `strata doctor` knows of recorded runs up to date with benchmarks/results/dead.json and gates.json.
+"""Bring what `strata doctor` knows of recorded runs up to date with benchmarks/results.
 
-    python benchmarks/recorded.py            # after dead or gates was measured anew
+    python benchmarks/recorded.py            # after dead, demo, long or gates was measured anew
 
-Of each curve twelve points are kept. Runs of other sources, which the file names, stay as they are.
+Of each curve of `dead` twelve points are kept; of the other runs it is the end.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from figure_blocks.results import Results
 from measuring import ROOT
 
 FILE = ROOT / "src" / "strata" / "doctor" / "recorded.json"
-DEAD, GATES = "benchmarks/results/dead.json", "benchmarks/results/gates.json"
+DEAD, DEMO, LONG, GATES = (f"benchmarks/results/{name}.json" for name in ("dead", "demo", "long", "gates"))
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -30,20 +30,26 @@ def main() -> None:
 
 def refreshed(record: dict[str, Any], results: Results) -> dict[str, Any]:
     """The record with the curves and shares that were measured last."""
-    curves, gates = results["dead"]["results"], results["gates"]
-    runs = []
-    for run in record["runs"]:
-        kept = {rows for rows, _, _ in run["curve"]}
-        if run["source"] == DEAD:
-            points = [point for point in curves[run["name"]]["curve"] if point["rows"] in kept]
-            curve = [[point["rows"], round(point["fvu"], 4), round(point["dead_share"], 4)] for point in points]
-            runs.append({**run, "window_rows": curves[run["name"]]["window_rows"], "curve": curve})
-        else:
-            runs.append(run)
+    gates = results["gates"]
     setting = gates["setting"]
     shares = {name: round(one["silent_percent"] / 100, 4) for name, one in gates["results"].items()}
     silent = {"source": GATES, "rows": setting["steps"] * setting["rows"], "shares": shares}
-    return {"runs": runs, "silent_on_held_out_rows": silent}
+    return {"runs": [run | measured(run, results) for run in record["runs"]], "silent_on_held_out_rows": silent}
+
+
+def measured(run: dict[str, Any], results: Results) -> dict[str, Any]:
+    """Window and curve of a run: `[rows, training FVU, dead share]` at the rows that are in the record."""
+    if run["source"] == DEAD:
+        found = results["dead"]["results"][run["name"]]
+        kept = {rows for rows, _, _ in run["curve"]}
+        points = [point for point in found["curve"] if point["rows"] in kept]
+        curve = [[point["rows"], round(point["fvu"], 4), round(point["dead_share"], 4)] for point in points]
+        return {"window_rows": found["window_rows"], "curve": curve}
+    kind, method, site = run["name"].split("/")  # as "long/auto/layers.3"
+    found = results[kind]["methods"][method] if run["source"] == LONG else results[kind]
+    ended = found["sites"][site]
+    curve = [[ended["n_trained_rows"], None, round(ended["dead_share"], 4)]]
+    return {"window_rows": ended["dead_window_rows"], "curve": curve}
 
 
 def written(record: dict[str, Any]) -> str:

@@ -57,7 +57,7 @@ def expected_dead(*, rows: int, architecture: str, revival: str | None, centring
 
 
 def silent_on_held_out(architecture: str) -> float:
-    """Share of latents that were silent on 8,192 held-out rows after a short run with a gate: more than are dead."""
+    """Share of latents that were silent on 65,536 held-out rows after a short run with a gate: more than are dead."""
     return recorded()["silent_on_held_out_rows"]["shares"].get(architecture, 0.0)
 
 
