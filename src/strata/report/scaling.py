@@ -176,7 +176,7 @@ def _slice(title: str, x_title: str, axis: str, points: list[dict[str, float]], 
 def _checked(fit: Mapping[str, Any]) -> Plot:
     series = [
         Series(
-            name=f"without {check['left_out']}",
+            name=check["left_out"],
             colour=place,
             dots=[(p["measured"], p["predicted"]) for p in check["points"]],
         )
