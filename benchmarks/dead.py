@@ -21,6 +21,7 @@ from strata import SAEConfig
 from strata.bench.machine import describe
 from strata.bench.rows import demo_rows
 from strata.evaluate.quality import reconstruction_quality
+from strata.kernels.backend import score_dtype
 from strata.sae.learner import Learner
 from strata.sae.model import SAE
 
@@ -122,7 +123,8 @@ def train_and_evaluate(
         expansion_factor=args.expansion, k=args.k, batch_size=args.rows, revival=method, centring=centring,
         seed=args.seed,
     )  # fmt: skip
-    learner = Learner(config, n_steps=args.steps, sample=train[: 2**16].float())
+    sample = train[: 2**16].float()
+    learner = Learner(config, n_steps=args.steps, sample=sample, score_dtype=score_dtype(sample.device))
     curve = []
     start = time.perf_counter()
     for step, batch in enumerate(train.split(args.rows)):

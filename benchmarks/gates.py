@@ -22,6 +22,7 @@ from strata import SAEConfig
 from strata.bench.machine import describe
 from strata.bench.rows import BenchRows, demo_rows
 from strata.config.train import Architecture
+from strata.kernels.backend import score_dtype
 from strata.sae import metrics
 from strata.sae.learner import Learner
 
@@ -55,7 +56,8 @@ def train_and_reopen(architecture: Any, rows: BenchRows, args: argparse.Namespac
     config = SAEConfig(
         architecture=architecture, expansion_factor=args.expansion, k=args.k, batch_size=args.rows, revival=args.revival
     )
-    learner = Learner(config, n_steps=args.steps, sample=rows.train[: 2**16].float())
+    sample = rows.train[: 2**16].float()
+    learner = Learner(config, n_steps=args.steps, sample=sample, score_dtype=score_dtype(sample.device))
     seconds = []
     for batch in rows.train.split(args.rows)[: args.steps]:
         x = batch.float()

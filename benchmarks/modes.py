@@ -24,7 +24,7 @@ from strata.activations.harvest import collect, forward_dtype, token_stream
 from strata.activations.store import open_store
 from strata.activations.stream import Stream
 from strata.bench.machine import describe
-from strata.lm.precision import fast_dtype
+from strata.kernels.backend import score_dtype
 from strata.memory import settle_memory
 from strata.recipes import RECIPES
 from strata.sae.learner import Learner
@@ -80,7 +80,7 @@ def measure(lm: LanguageModel, config: SAEConfig, *, steps: int, rounds: int) ->
     batches = [batch for batch, _ in zip(tokens, range(-(-2 * n_rows // 8000)), strict=False)]
     rows = collect(lm, batches, sites=[site], n_tokens=n_rows)[site]
     autocast = forward_dtype(lm, "auto")
-    learner = Learner(config, n_steps=10**6, sample=rows, site=site, score_dtype=fast_dtype(lm.device))
+    learner = Learner(config, n_steps=10**6, sample=rows, site=site, score_dtype=score_dtype(lm.device))
     parts = rows.split(config.batch_size)
 
     def step_alone(n: int) -> None:

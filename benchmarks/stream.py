@@ -24,7 +24,7 @@ from strata import LanguageModel, SAEConfig
 from strata.activations.harvest import collect, forward_dtype, token_stream
 from strata.activations.stream import Stream
 from strata.bench.machine import describe
-from strata.lm.precision import fast_dtype
+from strata.kernels.backend import score_dtype
 from strata.lm.tokens import TokenBatch, TokenStream
 from strata.memory import settle_memory
 from strata.sae.learner import Learner
@@ -76,7 +76,7 @@ def contenders(
     lm: LanguageModel, tokens: list[TokenBatch], rows: Mapping[str, Tensor], args: argparse.Namespace
 ) -> dict[str, Callable[[], None]]:
     """The stream and its parts, by name; each call is `args.steps` steps' worth."""
-    sites, dtype, autocast = list(rows), fast_dtype(lm.device), forward_dtype(lm, "auto")
+    sites, dtype, autocast = list(rows), score_dtype(lm.device), forward_dtype(lm, "auto")
     learners = {s: Learner(CONFIG, n_steps=10_000, sample=rows[s], site=s, score_dtype=dtype) for s in sites}
     starts = range(0, args.steps * CONFIG.batch_size, CONFIG.batch_size)
     batches = [{site: rows[site][i : i + CONFIG.batch_size] for site in sites} for i in starts]

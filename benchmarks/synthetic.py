@@ -20,6 +20,7 @@ from strata import SAEConfig
 from strata.bench.contender import Given
 from strata.bench.machine import describe
 from strata.bench.peers import SAELens
+from strata.kernels.backend import score_dtype
 from strata.sae import metrics
 from strata.sae.learner import Learner
 
@@ -79,7 +80,8 @@ def one_run(
     contender: Any
     if name == "strata":
         config = SAEConfig(architecture=variant, expansion_factor=d_sae // d_in, k=k, batch_size=batch, seed=seed)  # pyright: ignore[reportArgumentType]
-        contender = Learner(config, n_steps=n_steps, sample=train[: 2**16])
+        sample = train[: 2**16]
+        contender = Learner(config, n_steps=n_steps, sample=sample, score_dtype=score_dtype(sample.device))
     else:
         lr = None if variant == "default" else float(variant)
         given = Given(
