@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from measuring import in_turn, medians, parser_with_json, setting, write
 
 from strata import LanguageModel, SAEConfig, collect_activations
@@ -81,7 +82,8 @@ def measure(lm: LanguageModel, config: SAEConfig, *, steps: int, rounds: int) ->
     rows = collect(lm, batches, sites=[site], n_tokens=n_rows)[site]
     autocast = forward_dtype(lm, "auto")
     learner = Learner(config, n_steps=10**6, sample=rows, site=site, score_dtype=score_dtype(lm.device))
-    parts = rows.split(config.batch_size)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    parts = rows[order].split(config.batch_size)  # batches as mixed as the others': how many latents fire is work
 
     def step_alone(n: int) -> None:
         for i in range(n):

@@ -51,7 +51,8 @@ def main() -> None:
     n_rows = args.steps * CONFIG.batch_size
     tokens = list(islice(text(lm), 2 * args.steps))
     tokens = tokens[: -(-n_rows // int(tokens[0].is_row.sum()))]
-    rows = collect(lm, tokens, sites=sites, n_tokens=n_rows)
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(0))  # as mixed as a stream's
+    rows = {site: found[order] for site, found in collect(lm, tokens, sites=sites, n_tokens=n_rows).items()}
     whole = in_turn(contenders(lm, tokens, rows, args), n_rounds=args.rounds)
     taken = {name: [seconds / args.steps for seconds in times] for name, times in whole.items()}
     middle = medians(taken)

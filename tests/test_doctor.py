@@ -316,6 +316,17 @@ def test_assumed_rates_call_nothing_slow(tmp_path: Path) -> None:
     assert told(assumed) == []
 
 
+@pytest.mark.parametrize(("total", "found"), [(2.9, []), (3.1, ["slower-than-predicted"])])
+def test_the_first_seconds_of_a_training_prove_nothing(tmp_path: Path, total: float, found: list[str]) -> None:
+    run = slowed(healthy(SHAPE), lambda p: 5)
+    share = total / run.lines[-1]["seconds"]
+    for line in run.lines:
+        line |= {part: line[part] * share for part in ("seconds", "rows_seconds", "sae_seconds")}
+    predicted = run.record["predicted"]
+    predicted |= {part: predicted[part] * share for part in ("rows_seconds", "sae_seconds")}
+    assert [one.name for one in examined(run, tmp_path).findings] == found
+
+
 def test_rows_from_memory_or_an_unknown_place_are_no_slow_disk() -> None:
     slow = replace(SHAPE, source="collected", rows_seconds=0.6)
     (found,) = waiting_for_rows(record_of(healthy(slow)))

@@ -6,11 +6,12 @@ from statistics import median
 
 from strata.costs.step import SAEShape, step_work
 from strata.doctor.findings import Finding, Severity
-from strata.doctor.pace import between, pace, pace_or_estimate, steady_lines
+from strata.doctor.pace import between, pace, pace_or_estimate, seconds_so_far, steady_lines
 from strata.doctor.record import Record, is_number
 from strata.doctor.words import number, percent, span
 
 _SLOWER = 1.5  # times the prediction
+_SHORT = 3.0  # seconds of training that say nothing of it: first steps find caches cold
 _SLOWED = 1.6
 _WAITS = {True: 0.7, False: 0.4}  # share of the time waiting for rows: streaming, or reading a store
 _OPTIMISER = 0.6  # share of a step's bytes
@@ -29,7 +30,8 @@ def slower_than_predicted(run: Record) -> list[Finding]:
     if now is None or len(wanted) < len(told) or len(run.lines) < 2 or predicted.get("kind") != "measured":
         return []
     total = sum(wanted.values())
-    if total <= 0 or now.total < _SLOWER * total:
+    too_short = seconds_so_far(run).get("seconds", 0.0) < _SHORT
+    if too_short or total <= 0 or now.total < _SLOWER * total:
         return []
     took = {"rows": now.rows, "sae": now.sae}
     known = {part: value for part, value in took.items() if value is not None}
