@@ -45,7 +45,7 @@ bench: .venv/.installed-dev  ## time the SAE step and the stream on this machine
 	$(BIN)/strata bench
 	$(BIN)/python benchmarks/stream.py
 
-figures: .venv/.installed-dev  ## measure every figure of README and docs again: hours (ARGS="--only gates" narrows them)
+figures: .venv/.installed-dev  ## measure every figure of README and docs again: 1 to 6 hours (ARGS="--only gates" narrows them)
 	$(BIN)/python benchmarks/figures.py $(ARGS)
 
 tables: .venv/.installed-dev  ## write the tables of README and docs from the results that are there

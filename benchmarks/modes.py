@@ -12,8 +12,10 @@ from FLOPs, at equal FLOP rates.
 
 import argparse
 import tempfile
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +91,12 @@ def measure(lm: LanguageModel, config: SAEConfig, *, steps: int, rounds: int) ->
         for i in range(n):
             learner.step(parts[i % len(parts)])
 
-    def forward_alone(n: int) -> None:
-        left = n * config.batch_size
-        for batch in batches:
-            if left <= 0:
-                break
+    n_here = list(accumulate(int(batch.is_row.sum()) for batch in batches))
+    forwards = bisect_left(n_here, n_rows) + 1  # whole batches: a little more than is asked for, taken off below
+
+    def forward_alone(_: int) -> None:
+        for batch in batches[:forwards]:
             lm.activations(batch.input_ids, [site], autocast_dtype=autocast)
-            left -= int(batch.is_row.sum())
-        assert left <= 0, "too little text for the forward alone"
 
     def train_on(endless: Iterator[dict[str, Any]]) -> Callable[[int], None]:
         def run(n: int) -> None:
@@ -122,6 +122,7 @@ def measure(lm: LanguageModel, config: SAEConfig, *, steps: int, rounds: int) ->
             "streaming": train_on(streamed.batches()),
         }
         taken = in_turn({name: partial(run, steps) for name, run in contenders.items()}, n_rounds=rounds)
+        taken["forward"] = [seconds * n_rows / n_here[forwards - 1] for seconds in taken["forward"]]
         each = {name: [seconds / steps for seconds in times] for name, times in taken.items()}
         return {"seconds_per_step": medians(each), "rounds": each} | {
             "site": site, "n_layers": len(lm.sites), "d_in": rows.shape[1], "d_sae": learner.d_sae, "k": config.k,

@@ -31,6 +31,11 @@ class Answer:
 Behaviour = Callable[[dict[str, Any], int], Answer]  # of the body and the number of the request, from 1
 
 
+class _Listening(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64  # more than ever knock at once; of the standard library's 5 the sixth may be turned away
+
+
 class LoopbackServer:
     """`with LoopbackServer(behaviour) as server`: all requests are kept in `requests`, as (path, body, headers)."""
 
@@ -39,8 +44,7 @@ class LoopbackServer:
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.n_at_once = self.most_at_once = self.n_hanging = self.n_answered = 0
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Listening(("127.0.0.1", 0), self._handler())
 
     @property
     def url(self) -> str:

@@ -333,11 +333,11 @@ def test_rows_from_memory_or_an_unknown_place_are_no_slow_disk() -> None:
     assert "swaps" in found.todo
     assert "disk" not in found.todo
     (store,) = waiting_for_rows(record_of(healthy(replace(slow, source="store"))))
-    assert store.todo == "Collect with --dtype int8, or onto a faster disk."
+    assert store.todo == "Collect onto a faster disk; onto one below 1 GB/s with --dtype int8."
     run = healthy(slow)
     bare = {key: value for key, value in run.record.items() if key not in ("mode", "config")}
     (unknown,) = waiting_for_rows(Record(facts_of(bare), run.lines))
-    assert unknown.todo.startswith("Rows of a store: ")
+    assert unknown.todo.startswith("Rows of a store? ")
     assert unknown.severity == "note"
 
 

@@ -107,7 +107,8 @@ def test_one_clean_pass_two_partial_ones_per_site_and_one_of_the_whole(lm: Langu
 def test_without_next_token_loss_only_what_the_sites_need_is_run() -> None:
     encoder = LanguageModel(tiny_model("bert"), tokenizer=tiny_tokenizer())
     with counted(encoder) as calls:
-        found = evaluate_suites(encoder, {"a": {"layers.1": random_sae()}, "b": {"layers.0": random_sae()}}, text())
+        suites = {"a": {"layers.1": random_sae()}, "b": {"layers.0": random_sae()}}
+        found = evaluate_suites(encoder, suites, text(), lm_dtype="fp32")
     assert calls == {"model": 2, "layers.0": 2, "layers.1": 2}
     assert found["a"]["all_sites"] == dict.fromkeys(LOSS_KEYS)
     x = torch.cat(

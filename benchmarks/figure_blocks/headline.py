@@ -63,7 +63,7 @@ def _times_as_fast(ratios: Mapping[str, float | None]) -> str:
 
 def _quality(results: Results) -> list[Line]:
     ratios = {dict(_PEERS)[one.peer]: one.ratio for one in reached(results) if one.ratio}
-    return [("time to a peer's own final FVU, at its best learning rate", _times_as_fast(ratios) or "not reached")]
+    return [("time to a peer's own final FVU, at the best rate that was run", _times_as_fast(ratios) or "not reached")]
 
 
 def _suite(results: Results) -> list[Line]:
@@ -93,7 +93,7 @@ def _synthetic(results: Results) -> list[Line]:
     ours = max(value for run, value in found.items() if run.startswith("strata"))
     theirs = max(value for run, value in found.items() if run.startswith("saelens"))
     claim = "known features found again, mean correlation coefficient"
-    return [(claim, f"{ours:.3f}; SAELens' trainer at its best rate {theirs:.3f}")]
+    return [(claim, f"{ours:.3f}; SAELens' trainer at the best rate run {theirs:.3f}")]
 
 
 def _groups(results: Results) -> list[Line]:
@@ -140,7 +140,9 @@ def _explain(results: Results) -> list[Line]:
 
 def _steering(results: Results) -> list[Line]:
     methods = results["steering"]["methods"]
-    told = [f"{METHODS[name]} {methods[name]['score']:.2f}" for name in ("nothing", "sae-clamp", "diff-means")]
+    told = [
+        f"{METHODS[name]} {methods[name]['score']:.2f}" for name in ("nothing", "sae-add", "sae-clamp", "diff-means")
+    ]
     return [("steering, score from 0 to 1", "; ".join(told))]
 
 

@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed memory instead of giving it back to the kernel and asking for it anew in every step.
 
     By default large arrays are mapped when made and unmapped when dropped, and their pages are zeroed one by one at
-    first touch. The embedded model's forward takes 0.78 of the time with this, the SAE step the same (docs/LOG.md). For
+    first touch. The embedded model's forward took 0.78 of the time with this, the SAE step the same (docs/LOG.md). For
     programs that own their process, such as the command and the benchmarks; a library should not call it.
 
     Returns:

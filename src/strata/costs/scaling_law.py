@@ -70,8 +70,8 @@ class Law:
 
     Source: the form of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.3), with the sparsity of Gao et al. 2024
         (arXiv 2406.04093). Only the form: every number comes from a fit to one's own runs.
-    Differs: κ and δ are in neither. κ, how the tokens' term falls with k, is as large as that of the other terms in our
-        own sweep (docs/scaling.md). δ are the tokens that each latent more asks for; δ = 0 is the "additive" form.
+    Differs: κ and δ are in neither. κ, how the tokens' term falls with k, is clearly above 0 in our own sweep
+        (docs/scaling.md). δ are the tokens that each latent more asks for; δ = 0 is the "additive" form.
 
     Attributes:
         e: of the irreducible term at k = 1, by logarithm.

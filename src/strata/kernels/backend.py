@@ -121,7 +121,7 @@ def kernels(device: torch.device) -> Kernels:
 
 def score_dtype(device: torch.device) -> torch.dtype:
     """The precision in which a device selects winners in training: int8 where the C++ kernels have instructions for
-    it, bf16 where the hardware multiplies that fast, else fp32.
+    it, bf16 on CUDA devices that multiply that fast, else fp32.
     """
     if device.type == "cpu" and _module(os.environ.get("STRATA_KERNELS", "auto"), "cpu").__name__.endswith("native"):
         from strata.kernels import native

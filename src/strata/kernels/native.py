@@ -3,7 +3,7 @@
 They replace what PyTorch cannot express in one pass: a selection that looks at scores while they are in the cache (with
 AVX-512 VNNI in int8, the winners then computed again in fp32), a gather that decodes and takes the gradients at once,
 and an optimiser that consumes the gradient latent by latent. Where there is no compiler the kernels in PyTorch do the
-same work, 2.5 times as slowly (docs/LOG.md). `backend.Kernels` says what each function does.
+same work, 2.5 to 5 times as slowly (docs/LOG.md). `backend.Kernels` says what each function does.
 """
 
 import ctypes

@@ -131,10 +131,11 @@ _SWAP = (
     "Look whether the machine swaps; if not, small SAEs are simply quicker than the copying of their rows: train more"
     " of them side by side (--sweep)."
 )
+_SLOW_STORE = "Collect onto a faster disk; onto one below 1 GB/s with --dtype int8."
 _SLOW_SOURCES: dict[str, tuple[Severity, str]] = {
-    "store": ("warning", "Collect with --dtype int8, or onto a faster disk."),
+    "store": ("warning", _SLOW_STORE),
     "memory": ("note", _SWAP),
-    "unknown": ("note", f"Rows of a store: collect with --dtype int8, or onto a faster disk. Rows in memory: {_SWAP}"),
+    "unknown": ("note", f"Rows of a store? {_SLOW_STORE} Rows in memory? {_SWAP}"),
 }
 
 
@@ -173,10 +174,10 @@ def small_batch(run: Record) -> list[Finding]:
         Finding(
             name="small-batch",
             severity="warning" if whole >= 2 else "note",
-            what="The SAE step is the bottleneck, and most of it is the optimiser: it reads and writes every weight for"
+            what="The SAE step is the bottleneck, and most of it is the optimiser: it reads and writes weights for only"
             f" {batch:,} rows.",
             evidence=f"{percent(share)} of a step's {number(round(total / 1e9, 2))} GB between memory and processor are"
-            f" weights and moments, counted from the shapes.{measured}",
+            f" weights and moments, counted from the shapes as if every latent fired.{measured}",
             todo=f"Set batch_size to {larger:,}: by these counts rows then pass {number(round(faster, 1))} times as"
             f" fast through the SAE, and the run is up to {number(round(whole, 1))} times as fast (fewer, larger"
             " steps; lr=auto grows along).",
