@@ -13,7 +13,7 @@ from figure_blocks.results import Results
 from measuring import ROOT
 
 FILE = ROOT / "src" / "strata" / "doctor" / "recorded.json"
-DEAD, DEMO, LONG, GATES = (f"benchmarks/results/{name}.json" for name in ("dead", "demo", "long", "gates"))
+DEAD, LONG, GATES = (f"benchmarks/results/{name}.json" for name in ("dead", "long", "gates"))
 
 
 def arguments() -> argparse.ArgumentParser:

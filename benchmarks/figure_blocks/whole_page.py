@@ -12,7 +12,7 @@ Every figure that a page of this repository names, the command that makes it, an
 written by `python benchmarks/figures.py`; a test fails when it is not what `benchmarks/results/` says.
 
 ```bash
-python benchmarks/figures.py              # all, one at a time: 1 to {hours:.0f} hours on two cores with nothing else running
+python benchmarks/figures.py              # all, one at a time: 1 to {hours:.0f} hours on two otherwise idle cores
 python benchmarks/figures.py --list       # their names
 python benchmarks/figures.py --only gates # one
 python benchmarks/figures.py --tables     # only this page and the tables in the others, from the results that are there

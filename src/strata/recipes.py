@@ -44,8 +44,9 @@ def production() -> TrainConfig:
 
     `strata train production --model ID --sites layers.N --data TEXT`; as it stands Qwen3-8B, middle layer, FineWeb.
     Predicted, on one H100: 468,750 steps in at most 1.2 hours, of which 1.0 are the optimiser's traffic if every latent
-    fires in every batch of 64 rows (the same rows in batches of 4096: 0.2 hours); 7.25 GFLOP per token for the language model,
-    1.08 per row for the SAE of 131,072 latents; 13 GB for the SAE and 16 GB for the model. L0 is 128 by construction.
+    fires in every batch of 64 rows (the same rows in batches of 4096: 0.2 hours); 7.25 GFLOP per token for the language
+    model, 1.08 per row for the SAE of 131,072 latents; 13 GB for the SAE and 16 GB for the model. L0 is 128 by
+    construction.
     """
     sae = SAEConfig(
         expansion_factor=32,
