@@ -538,6 +538,26 @@ def ended(ranks: list[Any], folder: Path) -> tuple[list[int], list[str]]:
     return [one.exitcode for one in ranks], said
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are read from /proc")
+def test_no_thread_of_the_ranks_is_left_when_the_interpreter_ends(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from strata.distributed.ranks import joined_ranks\n"
+        "def n(): return sum('gloo' in p.read_text() for p in Path('/proc/self/task').glob('*/comm'))\n"
+        "with joined_ranks() as ranks:\n"
+        "    import torch.distributed.checkpoint\n"
+        "    ranks.wait_for_all()\n"
+        "    within = n()\n"
+        "print(f'{within > 0} {n()}')\n"
+    )
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "0"] * 2
+
+
 def test_torchrun_trains_a_suite(model_folder: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = [

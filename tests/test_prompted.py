@@ -425,9 +425,10 @@ def test_what_the_user_must_mend_is_an_error_at_once(
 ) -> None:
     monkeypatch.setenv("MY_KEY", "secret-key-7")
     server = serve(lambda body, _: Answer(content, status=status))
+    asked = endpoint(server, api_key_variable="MY_KEY", cache=tmp_path / "a.sqlite", n_concurrent=8)
     with pytest.raises(UserError, match=words) as error:
-        endpoint(server, api_key_variable="MY_KEY", cache=tmp_path / "a.sqlite").complete(requests_to_ask(200))
-    assert len(server.requests) <= 8
+        asked.complete(requests_to_ask(200))
+    assert len(server.requests) <= 8, "those that were on their way when the first came back"
     assert server.requests[0][2]["authorization"] == "Bearer secret-key-7"
     assert "secret-key-7" not in str(error.value)
     assert all(b"secret-key-7" not in path.read_bytes() for path in tmp_path.iterdir())

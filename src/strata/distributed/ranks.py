@@ -7,6 +7,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -157,6 +158,9 @@ def joined_ranks(
         yield ALONE
         return
     _take_device()
+    # It has the default group as default argument: imported later (checkpoints do) it would keep the group alive until
+    # the interpreter ends, and gloo's threads, which then want the interpreter's lock, abort the process.
+    import_module("torch.distributed.nn.functional")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _talking():
         dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=_TIMEOUT)
